@@ -1,0 +1,1 @@
+"""One weight table per model family."""

@@ -1,0 +1,1 @@
+"""Fills a Triton model repository: typed model configurations and the models' Python code."""

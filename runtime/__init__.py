@@ -1,0 +1,1 @@
+"""The embedded CPU engine: network, collectives, paged KV cache, scheduler, sampler, executor, worker."""

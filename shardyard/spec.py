@@ -1,0 +1,178 @@
+"""The pipeline file as types.
+
+One YAML file describes a whole run. Every verb reads the same file; ``--set a.b=value`` overrides a field. An unknown
+key is an error that names the nearest known one; a value out of range or an impossible combination is an error that
+says what would be possible.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "EngineSpec",
+    "LengthSpec",
+    "ModelSpec",
+    "ParallelSpec",
+    "PerfSpec",
+    "Pipeline",
+    "ServeSpec",
+]
+
+Port = Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    """A section of the pipeline file: frozen, no unknown keys, no silent type changes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelSpec(_Section):
+    """Where the weights and the tokenizer come from."""
+
+    checkpoint: Annotated[str, Field(min_length=1, description="folder with config.json and *.safetensors")]
+    tokenizer: Annotated[str | None, Field(description="folder with tokenizer.json; default: the checkpoint's")] = None
+
+
+class ParallelSpec(_Section):
+    """Parallel degrees; the world has tp * pp * cp ranks, tensor parallel fastest."""
+
+    tp: Annotated[Positive, Field(description="tensor parallel degree")] = 1
+    pp: Annotated[Positive, Field(description="pipeline parallel degree")] = 1
+    cp: Annotated[Positive, Field(description="context parallel degree; cp peers read the same rank file")] = 1
+    moe_ep: Annotated[Positive, Field(description="expert parallel degree; moe_tp = tp / moe_ep")] = 1
+    use_parallel_embedding: Annotated[bool, Field(description="shard the embedding table over tp")] = False
+    embedding_sharding_dim: Annotated[Literal[0, 1], Field(description="0: vocabulary, 1: hidden size")] = 0
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks, one process each."""
+        return self.tp * self.pp * self.cp
+
+    @property
+    def moe_tp(self) -> int:
+        """Tensor parallel degree inside each expert."""
+        return self.tp // self.moe_ep
+
+    @model_validator(mode="after")
+    def _degrees(self) -> ParallelSpec:
+        if self.tp % self.moe_ep:
+            possible = [d for d in range(1, self.tp + 1) if self.tp % d == 0]
+            raise ValueError(f"moe_ep={self.moe_ep} does not divide tp={self.tp}; possible: {possible}")
+        return self
+
+
+class EngineSpec(_Section):
+    """What the engine is built for."""
+
+    target: Annotated[Literal["cpu"], Field(description="cpu: the embedded engine")] = "cpu"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="type of the rank files' weights; auto keeps the source's"),
+    ] = "auto"
+    compute: Annotated[
+        Literal["auto", "float32", "bfloat16"],
+        Field(description="arithmetic of the CPU engine; auto: float32 for float32 and int8 weights, else bfloat16"),
+    ] = "auto"
+    kv_cache: Annotated[
+        Literal["auto", "float32", "bfloat16", "int8"],
+        Field(description="key/value cache type; auto: float32 for float32 weights, else int8"),
+    ] = "auto"
+    kv_cache_tokens: Annotated[
+        Positive | None, Field(description="tokens that the paged cache holds; default: what the largest batch needs")
+    ] = None
+    max_batch_size: Annotated[Positive, Field(description="sequences in flight")] = 16
+    max_seq_len: Annotated[int, Field(ge=2, description="prompt plus answer, tokens")] = 2048
+    max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; longer prompts go in chunks")] = 2048
+    threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
+
+
+class ServeSpec(_Section):
+    """How the endpoint is launched."""
+
+    host: Annotated[str, Field(description="address that the ports bind to")] = "127.0.0.1"
+    http_port: Port = 8000
+    grpc_port: Port = 8001
+    metrics_port: Port = 8002
+    max_queue_size: Annotated[int, Field(ge=0, description="requests that may wait; 0: no limit")] = 128
+    preprocessing_instances: Positive = 1
+    postprocessing_instances: Positive = 1
+    bls_instances: Positive = 1
+    exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
+    start_timeout_s: Annotated[float, Field(gt=0, description="seconds until ready, or the launch has failed")] = 120.0
+    stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before processes are killed")] = 5.0
+
+
+class LengthSpec(_Section):
+    """A distribution of lengths in tokens: normal, cut to [min, max]; stddev 0 is constant."""
+
+    mean: Annotated[float, Field(ge=1)]
+    stddev: Annotated[float, Field(ge=0)] = 0.0
+    min: Positive = 1
+    max: Positive | None = None
+
+
+class PerfSpec(_Section):
+    """One load test."""
+
+    protocol: Annotated[Literal["grpc", "http"], Field(description="gRPC stream or HTTP generate_stream")] = "grpc"
+    model: Annotated[Literal["ensemble", "tensorrt_llm_bls"], Field(description="the Triton model that is driven")] = (
+        "ensemble"
+    )
+    arrival: Annotated[Literal["closed", "poisson"], Field(description="closed: as fast as answers come")] = "closed"
+    concurrency: Annotated[Positive, Field(description="closed loop: users, each with one request in flight")] = 4
+    rate: Annotated[float | None, Field(gt=0, description="Poisson: mean requests per second")] = None
+    requests: Annotated[Positive | None, Field(description="stop after so many measured requests")] = 32
+    duration_s: Annotated[float | None, Field(gt=0, description="stop after so many seconds")] = None
+    warmup_requests: Annotated[int, Field(ge=0, description="requests that are sent first and not counted")] = 4
+    input_tokens: LengthSpec = LengthSpec(mean=64)
+    output_tokens: LengthSpec = LengthSpec(mean=32)
+    seed: Annotated[int, Field(ge=0)] = 0
+    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+
+    @model_validator(mode="after")
+    def _arrival(self) -> PerfSpec:
+        if self.arrival == "poisson" and self.rate is None:
+            raise ValueError("arrival=poisson needs rate (requests per second)")
+        if self.requests is None and self.duration_s is None:
+            raise ValueError("give requests, duration_s or both, or the test never ends")
+        return self
+
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Pipeline(_Section):
+    """The whole file."""
+
+    name: Annotated[str, Field(description="names the work folder")]
+    model: ModelSpec
+    parallel: ParallelSpec = ParallelSpec()
+    quantization: Annotated[
+        Literal["none", "w8a16"], Field(description="w8a16: int8 weights, symmetric per output channel")
+    ] = "none"
+    engine: EngineSpec = EngineSpec()
+    serve: ServeSpec = ServeSpec()
+    perf: PerfSpec = PerfSpec()
+
+    @model_validator(mode="after")
+    def _checks(self) -> Pipeline:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name={self.name!r} must be a file name: letters, digits, '.', '_' and '-'")
+        if self.engine.target == "cpu" and self.parallel.cp > 1:
+            raise ValueError(f"cp={self.parallel.cp} is not possible with engine.target=cpu; possible: cp=1")
+        return self
+
+    def checkpoint_path(self) -> Path:
+        """Return the source checkpoint's folder."""
+        return Path(self.model.checkpoint).expanduser()
+
+    def tokenizer_path(self) -> Path:
+        """Return the tokenizer's folder: the checkpoint's unless the file names another."""
+        return Path(self.model.tokenizer).expanduser() if self.model.tokenizer else self.checkpoint_path()

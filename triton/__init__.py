@@ -1,0 +1,1 @@
+"""Finds tritonserver, launches and supervises the MPI world, and speaks to the endpoint."""
