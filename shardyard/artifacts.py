@@ -129,8 +129,9 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        stamps = {kind: {name: FileStamp(**stamp) for name, stamp in raw.pop(kind).items()} for kind in _STAMPED}
-        manifest = Manifest(**raw, **stamps)
+        for kind in _STAMPED:
+            raw[kind] = {name: FileStamp(**stamp) for name, stamp in raw[kind].items()}
+        manifest = Manifest(**raw)
     except FileNotFoundError:
         raise ArtifactError(
             f"{folder} is not a finished artifact",
@@ -224,7 +225,7 @@ def write_artifact(
     Raises:
         ArtifactError: another process is writing the same artifact, or the disk is full or read-only.
     """
-    target = Path(os.path.abspath(target))
+    target = target.absolute()
     started = time.monotonic()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +236,7 @@ def write_artifact(
             manifest = Manifest(
                 stage=stage,
                 key=content_key(stage, inputs, settings, toolchain),
-                source=str(Path(os.path.abspath(source))),
+                source=str(source.absolute()),
                 inputs=dict(inputs),
                 outputs=outputs,
                 settings=dict(settings),

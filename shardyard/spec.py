@@ -89,7 +89,7 @@ class EngineSpec(_Section):
     ] = None
     max_batch_size: Annotated[Positive, Field(description="sequences in flight")] = 16
     max_seq_len: Annotated[int, Field(ge=2, description="prompt plus answer, tokens")] = 2048
-    max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; longer prompts go in chunks")] = (
+    max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; chunks longer prompts")] = (
         2048
     )
     threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
@@ -107,8 +107,8 @@ class ServeSpec(_Section):
     postprocessing_instances: Positive = 1
     bls_instances: Positive = 1
     exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
-    start_timeout_s: Annotated[float, Field(gt=0, description="seconds until ready, or the launch has failed")] = 120.0
-    stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before processes are killed")] = (
+    start_timeout_s: Annotated[float, Field(gt=0, description="seconds until the launch has failed")] = 120.0
+    stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = (
         5.0
     )
 
