@@ -87,7 +87,8 @@ When the bell rings twelve, the shelves are empty and the oven is cold; tomorrow
 A lighthouse does not chase ships. It stands where the rocks are, turns at an even pace, and can be trusted.
 Count the stones in a wall and you count the afternoons of someone patient. Zero, one, two, three, five, eight.
 Once upon a time there was a clock that asked what time it was. Nobody knew, so it kept on counting.
-Le train part à huit heures; der Zug fährt um neun; el tren sale a las diez. ¿Quién llega primero? 東京は今、何時ですか。
+Le train part à huit heures; der Zug fährt um neun; el tren sale a las diez. ¿Quién llega primero?
+東京は今、何時ですか。
 """
 
 
