@@ -32,11 +32,11 @@ __all__ = [
     "FileStamp",
     "Manifest",
     "content_key",
+    "differences",
     "hash_file",
     "is_artifact",
     "read_manifest",
     "stamp_files",
-    "why_stale",
     "write_artifact",
     "write_atomically",
 ]
@@ -60,6 +60,7 @@ class Manifest:
     """What a folder was made from, by what, and with which settings.
 
     ``inputs`` and ``outputs`` map a file's path, relative to ``source`` and to the folder itself, to its stamp.
+    ``source`` is relative to the folder's parent when it lies there (so that a work folder can be moved), else absolute.
     ``parent`` is the SHA-256 of the manifest.json of the artifact that it was made from (None: a source checkpoint).
     """
 
@@ -156,51 +157,49 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
 _STAMPED = ("inputs", "outputs")
 
 
-def why_stale(
+def differences(
     folder: Path, stage: str, inputs: Mapping[str, FileStamp], settings: Mapping[str, Any], toolchain: Mapping[str, str]
-) -> str | None:
-    """Return None when the folder is up to date for these inputs, else the reason why it must be made anew."""
+) -> list[str]:
+    """Return every reason why the folder must be made anew for these inputs; none when it is up to date."""
     if not folder.exists():
-        return "not made yet"
+        return ["not made yet"]
     try:
         old = read_manifest(folder, stage)
     except ArtifactError as error:
-        return error.why or error.what
-    reason = None
+        return [error.why or error.what]
+    reasons = []
     if old.key != content_key(stage, inputs, settings, toolchain):
-        reason = (
-            _changed("input", _hashes(old.inputs), _hashes(inputs))
-            or _changed("setting", old.settings, settings)
-            or _changed("tool", old.toolchain, toolchain)
-            or "content key differs"
-        )
-    return reason or _damaged(folder, old)
+        reasons = [
+            *_changes("input", _hashes(old.inputs), _hashes(inputs)),
+            *_changes("setting", old.settings, settings),
+            *_changes("tool", old.toolchain, toolchain),
+        ] or ["content key differs"]
+    return reasons + _damage(folder, old)
 
 
-def _damaged(folder: Path, manifest: Manifest) -> str | None:
+def _damage(folder: Path, manifest: Manifest) -> list[str]:
+    found = []
     for name, stamp in manifest.outputs.items():
         path = folder / name
         if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != stamp.size:
-            return f"{name} has another size than when it was made"
-    return None
+            found.append(f"{name} is missing")
+        elif path.stat().st_size != stamp.size:
+            found.append(f"{name} has another size than when it was made")
+    return found
 
 
 def _hashes(stamps: Mapping[str, FileStamp]) -> dict[str, str]:
     return {name: stamp.sha256 for name, stamp in stamps.items()}
 
 
-def _changed(noun: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
+def _changes(noun: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted({*old, *new}):
         if name not in old:
-            return f"{noun} {name} is new"
-        if name not in new:
-            return f"{noun} {name} is gone"
-        if old[name] != new[name]:
-            values = f": {old[name]} → {new[name]}" if noun != "input" else ""
-            return f"{noun} {name} changed{values}"
-    return None
+            yield f"{noun} {name} is new"
+        elif name not in new:
+            yield f"{noun} {name} is gone"
+        elif old[name] != new[name]:
+            yield f"{noun} {name} changed" + (f": {old[name]} → {new[name]}" if noun != "input" else "")
 
 
 @dataclass
@@ -236,7 +235,7 @@ def write_artifact(
             manifest = Manifest(
                 stage=stage,
                 key=content_key(stage, inputs, settings, toolchain),
-                source=str(source.absolute()),
+                source=source.name if source.absolute().parent == target.parent else str(source.absolute()),
                 inputs=dict(inputs),
                 outputs=outputs,
                 settings=dict(settings),

@@ -27,10 +27,15 @@ class Advance(Protocol):
 
 
 class Console:
-    """One place for all output. ``quiet`` drops progress and remarks, never results or errors."""
+    """One place for all output.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    ``quiet`` drops progress and remarks, never results or errors; ``explain`` gives every reason why a stage ran, not
+    only the first.
+    """
+
+    def __init__(self, *, quiet: bool = False, explain: bool = False) -> None:
         self.quiet = quiet
+        self.explain = explain
         self.out = RichConsole(highlight=False, soft_wrap=True)
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 

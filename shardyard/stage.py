@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import Draft, FileStamp, Manifest, read_manifest, why_stale, write_artifact
+from shardyard.artifacts import Draft, FileStamp, Manifest, differences, read_manifest, write_artifact
 from shardyard.console import Console
 
 __all__ = ["StageResult", "run_stage"]
@@ -34,14 +34,17 @@ def run_stage(
     console: Console,
 ) -> StageResult:
     """Run ``work`` on a draft of ``target`` unless the target is up to date for these inputs."""
-    reason = why_stale(target, stage, inputs, settings, toolchain)
-    if reason is None:
+    reasons = differences(target, stage, inputs, settings, toolchain)
+    if not reasons:
         manifest = read_manifest(target, stage)
         console.stage(stage, f"up to date: inputs, settings and tool chain are those of {target} ({manifest.key[:12]})")
         return StageResult(target, manifest, True, None)
-    console.stage(stage, f"making {target} ({reason})")
+    more = f", and {len(reasons) - 1} more" if len(reasons) > 1 and not console.explain else ""
+    console.stage(stage, f"making {target} ({reasons[0]}{more})")
+    for reason in reasons[1:] if console.explain else ():
+        console.stage("", reason)
     with write_artifact(target, stage, source, inputs, settings, toolchain) as draft:
         work(draft)
     manifest = read_manifest(target, stage)
     console.stage(stage, f"done in {manifest.timings['total_s']:.1f} s ({manifest.key[:12]})")
-    return StageResult(target, manifest, False, reason)
+    return StageResult(target, manifest, False, reasons[0])
