@@ -60,7 +60,7 @@ class Manifest:
     """What a folder was made from, by what, and with which settings.
 
     ``inputs`` and ``outputs`` map a file's path, relative to ``source`` and to the folder itself, to its stamp.
-    ``source`` is relative to the folder's parent when it lies there (so that a work folder can be moved), else absolute.
+    ``source`` is relative to the folder's parent when it lies there (a work folder can be moved), else absolute.
     ``parent`` is the SHA-256 of the manifest.json of the artifact that it was made from (None: a source checkpoint).
     """
 

@@ -53,7 +53,8 @@ def parse_pipeline(raw: dict[str, Any], origin: str = "pipeline") -> Pipeline:
     try:
         return Pipeline.model_validate(raw)
     except ValidationError as error:
-        details = error.errors()
+        # A misspelt key often makes another one missing: name it first.
+        details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
         lines = [_explain(detail) for detail in details]
         what, why, fix = lines[0]
         more = f" (and {len(lines) - 1} more: {'; '.join(line[0] for line in lines[1:])})" if len(lines) > 1 else ""

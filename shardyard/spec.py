@@ -23,7 +23,7 @@ __all__ = [
     "ServeSpec",
 ]
 
-Port = Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")]
+Port = Annotated[int, Field(ge=0, le=65535)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -89,9 +89,7 @@ class EngineSpec(_Section):
     ] = None
     max_batch_size: Annotated[Positive, Field(description="sequences in flight")] = 16
     max_seq_len: Annotated[int, Field(ge=2, description="prompt plus answer, tokens")] = 2048
-    max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; chunks longer prompts")] = (
-        2048
-    )
+    max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; chunks longer prompts")] = 2048
     threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
 
 
@@ -99,27 +97,25 @@ class ServeSpec(_Section):
     """How the endpoint is launched."""
 
     host: Annotated[str, Field(description="address that the ports bind to")] = "127.0.0.1"
-    http_port: Port = 8000
-    grpc_port: Port = 8001
-    metrics_port: Port = 8002
+    http_port: Annotated[Port, Field(description="0 takes a free port")] = 8000
+    grpc_port: Annotated[Port, Field(description="0 takes a free port")] = 8001
+    metrics_port: Annotated[Port, Field(description="0 takes a free port")] = 8002
     max_queue_size: Annotated[int, Field(ge=0, description="requests that may wait; 0: no limit")] = 128
-    preprocessing_instances: Positive = 1
-    postprocessing_instances: Positive = 1
-    bls_instances: Positive = 1
+    preprocessing_instances: Annotated[Positive, Field(description="processes that tokenize")] = 1
+    postprocessing_instances: Annotated[Positive, Field(description="processes that turn tokens into text")] = 1
+    bls_instances: Annotated[Positive, Field(description="processes of tensorrt_llm_bls and of ensemble_unary")] = 1
     exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
     start_timeout_s: Annotated[float, Field(gt=0, description="seconds until the launch has failed")] = 120.0
-    stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = (
-        5.0
-    )
+    stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = 5.0
 
 
 class LengthSpec(_Section):
     """A distribution of lengths in tokens: normal, cut to [min, max]; stddev 0 is constant."""
 
-    mean: Annotated[float, Field(ge=1)]
-    stddev: Annotated[float, Field(ge=0)] = 0.0
-    min: Positive = 1
-    max: Positive | None = None
+    mean: Annotated[float, Field(ge=1, description="tokens")]
+    stddev: Annotated[float, Field(ge=0, description="0: every length is the mean")] = 0.0
+    min: Annotated[Positive, Field(description="shorter draws are cut to this")] = 1
+    max: Annotated[Positive | None, Field(description="longer draws are cut to this")] = None
 
 
 class PerfSpec(_Section):
@@ -137,8 +133,8 @@ class PerfSpec(_Section):
     warmup_requests: Annotated[int, Field(ge=0, description="requests that are sent first and not counted")] = 4
     input_tokens: LengthSpec = LengthSpec(mean=64)
     output_tokens: LengthSpec = LengthSpec(mean=32)
-    seed: Annotated[int, Field(ge=0)] = 0
-    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    seed: Annotated[int, Field(ge=0, description="the same seed sends the same prompts")] = 0
+    request_timeout_s: Annotated[float, Field(gt=0, description="a slower request counts as an error")] = 60.0
 
     @model_validator(mode="after")
     def _arrival(self) -> PerfSpec:

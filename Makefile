@@ -1,0 +1,59 @@
+# Each target does its own set-up on a fresh machine.
+PIPELINE ?= examples/demo.yaml
+PYTHON   ?= python3
+VENV     := .venv
+BIN      := $(VENV)/bin
+STAMP    := $(VENV)/.installed
+# The repository's root must never be on the import path: a folder called `triton` lies there.
+export PYTHONSAFEPATH := 1
+
+.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine clean help
+
+help:            ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(STAMP)  ## create .venv with the pinned dependencies
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,serve,perf,dev]'
+	@touch $@
+
+examples/checkpoints/tiny-llama/config.json: | $(STAMP)
+	$(BIN)/python examples/make_checkpoint.py --out $(@D)
+
+demo: $(STAMP) examples/checkpoints/tiny-llama/config.json  ## the main job, on a small seeded checkpoint
+	$(BIN)/shardyard up examples/demo.yaml
+
+up: $(STAMP)     ## the main job, on PIPELINE
+	$(BIN)/shardyard up $(PIPELINE)
+
+build-engine: $(STAMP)  ## convert, verify and build PIPELINE
+	$(BIN)/shardyard convert $(PIPELINE)
+	$(BIN)/shardyard verify $(PIPELINE)
+	$(BIN)/shardyard build $(PIPELINE)
+
+model-repo: build-engine  ## fill the Triton model repository of PIPELINE
+	$(BIN)/shardyard fill $(PIPELINE)
+
+serve: $(STAMP)  ## serve PIPELINE until Ctrl-C
+	$(BIN)/shardyard serve $(PIPELINE)
+
+perf: $(STAMP)   ## load-test PIPELINE
+	$(BIN)/shardyard perf $(PIPELINE)
+
+test: $(STAMP)   ## run every test
+	$(BIN)/pytest
+
+lint: $(STAMP)   ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/lint/typecheck.py
+
+bench: bench-engine  ## every benchmark
+
+bench-engine: $(STAMP)  ## decode and prefill rates of the embedded engine, beside the machine's memory bandwidth
+	$(BIN)/python -m shardyard.perf.bench_engine $(BENCH_ARGS)
+
+clean:           ## remove what the targets made, not work/
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

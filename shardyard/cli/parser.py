@@ -1,0 +1,136 @@
+"""Every verb with its arguments and help."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from shardyard import __version__
+from shardyard.cli import inspect, measure, serve, stages, talk
+
+__all__ = ["build_parser"]
+
+Verb = Callable[[argparse.Namespace], int | None]
+
+_DESCRIPTION = """\
+From a Hugging Face checkpoint to a load-tested, sharded Triton endpoint.
+
+  shardyard up examples/demo.yaml        all of it: convert, verify, build, fill, serve, perf
+  shardyard plan examples/demo.yaml      what each rank will hold, from headers alone
+"""
+_EPILOG = """\
+exit codes: 0 done · 2 usage or pipeline file · 3 checkpoint or artifact · 4 tool chain or machine
+            5 launch, worker or request · 6 a measurement that missed its bar
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="shardyard", description=_DESCRIPTION, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"shardyard {__version__}")
+    verbs = parser.add_subparsers(dest="verb_name", metavar="VERB", required=True)
+
+    def verb(name: str, function: Verb, text: str, *, pipeline: bool = True) -> argparse.ArgumentParser:
+        summary = text.split(". ")[0].rstrip(".")
+        sub = verbs.add_parser(name, help=summary, description=text)
+        sub.set_defaults(verb=function)
+        sub.add_argument("--debug", action="store_true", help="show tracebacks")
+        sub.add_argument("--quiet", "-q", action="store_true", help="results and errors only")
+        if pipeline:
+            _pipeline_arguments(sub)
+        return sub
+
+    _stage_verbs(verb)
+    _endpoint_verbs(verb)
+    _perf_verbs(verb)
+    trace = verb("trace", inspect.trace, _TRACE, pipeline=False)
+    trace.add_argument("path", type=Path, help="an artifact's folder or a file in one, e.g. work/demo/model_repo")
+    trace.add_argument("--check", action="store_true", help="hash every file of the chain again")
+    verb("doctor", inspect.doctor, _DOCTOR, pipeline=False)
+    return parser
+
+
+_TRACE = "Print the chain of manifests from an artifact back to the source checkpoint. With --check, hash it all again."
+_DOCTOR = "Check Python, MPI, tritonserver, its stub, the compiler, ports and memory. Says how to mend what is wrong."
+
+
+def _pipeline_arguments(sub: argparse.ArgumentParser, nargs: str | None = None) -> None:
+    sub.add_argument("pipeline", type=Path, nargs=nargs, help="pipeline file, e.g. examples/demo.yaml")
+    sub.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a field, e.g. --set parallel.tp=2 (repeatable)",
+    )
+    sub.add_argument("--work", type=Path, default=Path("work"), metavar="DIR", help="where artifacts go (work)")
+
+
+def _stage_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    plan = verb(
+        "plan",
+        inspect.plan,
+        "Show what every rank will hold and what cannot work, from headers alone. Nothing is written.",
+        pipeline=False,
+    )
+    plan.add_argument("--fields", action="store_true", help="list every field of the pipeline file instead")
+    _pipeline_arguments(plan, nargs="?")  # plan --fields needs no file
+    texts = {
+        "convert": "Cut the checkpoint into one rank file per tp × pp rank, in TensorRT-LLM's unified layout.",
+        "verify": "Prove the rank files: byte for byte, then over MPI against an unsharded reference.",
+        "build": "Build one engine per rank from the rank files.",
+        "fill": "Fill the Triton model repository that serves the engine.",
+    }
+    for name, text in texts.items():
+        stage = verb(name, stages.STAGE_VERBS[name], text + " Does nothing when its inputs have not changed.")
+        stage.add_argument("--why", action="store_true", help="give every reason why the stage ran, not only the first")
+    up = verb("up", stages.up, "Do all of it: convert, verify, build, fill, serve, ask, measure, report, stop.")
+    up.add_argument("--why", action="store_true", help="give every reason why a stage ran, not only the first")
+    up.add_argument("--prompt", action="append", metavar="TEXT", help="ask this (repeatable; default: three prompts)")
+    up.add_argument("--max-tokens", type=int, default=32, help="length of each answer (32)")
+    up.add_argument("--no-perf", action="store_true", help="leave out the load test")
+
+
+def _endpoint_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    verb(
+        "serve",
+        serve.serve,
+        "Launch Triton and every rank, and stay in the foreground until Ctrl-C. Stages that are not up to date run "
+        "first. Ends with status 5 when a rank dies.",
+    )
+    infer = verb("infer", talk.infer, "Ask a running endpoint once and stream the answer.")
+    infer.add_argument("prompt", help="the text to go on from; - reads standard input")
+    _sampling_arguments(infer)
+    chat = verb("chat", talk.chat, "Talk to a running endpoint through the tokenizer's chat template.")
+    chat.add_argument("--system", metavar="TEXT", help="system message")
+    _sampling_arguments(chat)
+
+
+def _sampling_arguments(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("generation")
+    group.add_argument("--max-tokens", type=int, default=128, help="longest answer, in tokens (128)")
+    group.add_argument("--temperature", type=float, help="above 0: sample instead of taking the likeliest token")
+    group.add_argument("--top-k", type=int, help="sample among the k likeliest tokens")
+    group.add_argument("--top-p", type=float, help="sample among the likeliest tokens that make up this probability")
+    group.add_argument("--seed", type=int, help="the same seed gives the same answer")
+    group.add_argument("--repetition-penalty", type=float, help="above 1: repeat less")
+    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable)")
+
+
+def _perf_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
+    perf = verb(
+        "perf",
+        measure.perf,
+        "Load the endpoint with locust and write results.json and report.html. Uses the running endpoint, or launches "
+        "one for the test. See also: perf compare, perf ui.",
+    )
+    perf.add_argument("--out", type=Path, metavar="DIR", help="where the run goes (work/NAME/perf/TIME)")
+    compare = verb("perf compare", measure.compare, "Compare two load tests, metric by metric.", pipeline=False)
+    compare.add_argument("a", type=Path, help="folder of the base run")
+    compare.add_argument("b", type=Path, help="folder of the other run")
+    ui = verb("perf ui", measure.ui, "Run locust's own web page against the running endpoint, until Ctrl-C.")
+    ui.add_argument("--port", type=int, default=8089, help="port of the page (8089; 0 takes a free one)")

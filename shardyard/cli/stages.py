@@ -1,0 +1,84 @@
+"""convert, verify, build, fill, and ``up``, which is all of them and then serve, ask and measure."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+from shardyard.cli.context import Context
+from shardyard.stage import StageResult
+
+__all__ = ["STAGE_VERBS", "bring_up_to_date", "up"]
+
+PROMPTS = ("Once upon a time", "A river begins", "Count the stones:")
+
+
+def convert(context: Context) -> StageResult:
+    """Checkpoint → rank files."""
+    from shardyard.builder.convert import convert as stage
+
+    return stage(context.pipeline, context.work.checkpoint, context.console)
+
+
+def verify(context: Context) -> StageResult:
+    """Rank files → certificate."""
+    from shardyard.builder.verify import verify as stage
+
+    return stage(context.pipeline, context.work.checkpoint, context.work.certificate, context.console)
+
+
+def build(context: Context) -> StageResult:
+    """Rank files → engines."""
+    from shardyard.builder.build import build as stage
+
+    return stage(context.pipeline, context.work.checkpoint, context.work.engine, context.console)
+
+
+def fill(context: Context) -> StageResult:
+    """Engines → model repository."""
+    from shardyard.model_repo.fill import fill as stage
+
+    return stage(context.pipeline, context.work.engine, context.work.model_repo, context.console)
+
+
+_STAGES: dict[str, Callable[[Context], StageResult]] = {
+    "convert": convert,
+    "verify": verify,
+    "build": build,
+    "fill": fill,
+}
+
+
+def _verb(stage: Callable[[Context], StageResult]) -> Callable[[argparse.Namespace], None]:
+    def run(args: argparse.Namespace) -> None:
+        context = Context.of(args)
+        context.console.result(str(stage(context).folder))
+
+    return run
+
+
+#: Each stage as a verb. It prints the folder that it made, or found up to date.
+STAGE_VERBS = {name: _verb(stage) for name, stage in _STAGES.items()}
+
+
+def bring_up_to_date(context: Context) -> dict[str, StageResult]:
+    """Run every stage up to the model repository; those with unchanged inputs do nothing."""
+    return {name: stage(context) for name, stage in _STAGES.items()}
+
+
+def up(args: argparse.Namespace) -> None:
+    """Do the whole pipeline, end to end, and print a summary."""
+    from shardyard.cli.measure import run_load_test
+    from shardyard.cli.summary import print_summary
+    from shardyard.cli.talk import ask
+    from shardyard.triton.serve import launch
+
+    context = Context.of(args)
+    started = time.monotonic()
+    made = bring_up_to_date(context)
+    with launch(context.pipeline, context.work.model_repo, context.work.logs, context.console) as server:
+        for prompt in args.prompt or PROMPTS:
+            ask(context, server.endpoint, prompt, args.max_tokens)
+        measured = None if args.no_perf else run_load_test(context, server.endpoint)
+    print_summary(context, made, measured, time.monotonic() - started)

@@ -1,0 +1,93 @@
+"""``infer`` and ``chat``: a running endpoint, from the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from shardyard.cli.context import Context
+from shardyard.endpoint import Endpoint, read_endpoint
+from shardyard.errors import ShardyardError
+
+if TYPE_CHECKING:
+    from shardyard.triton.client import GenerateRequest
+
+__all__ = ["ask", "chat", "infer"]
+
+
+def infer(args: argparse.Namespace) -> None:
+    """Stream one answer to standard output."""
+    context = Context.of(args)
+    endpoint = read_endpoint(context.work.endpoint)
+    from shardyard.triton.client import StreamClient
+
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    with StreamClient(endpoint) as client:
+        _stream(context, client.generate(_request(args, prompt)))
+
+
+def ask(context: Context, endpoint: Endpoint, prompt: str, max_tokens: int) -> str:
+    """Ask greedily and stream prompt and answer to the terminal; return the answer."""
+    from shardyard.triton.client import GenerateRequest, StreamClient
+
+    context.console.result(f"  {prompt}│", end="")
+    with StreamClient(endpoint) as client:
+        return _stream(context, client.generate(GenerateRequest(text=prompt, max_tokens=max_tokens)))
+
+
+def chat(args: argparse.Namespace) -> None:
+    """Read lines, answer each with the whole conversation so far as context."""
+    from shardyard.model_repo.chat import ChatTemplate
+    from shardyard.triton.client import StreamClient
+
+    context = Context.of(args)
+    endpoint = read_endpoint(context.work.endpoint)
+    template = ChatTemplate.load(context.pipeline.tokenizer_path())
+    messages = [{"role": "system", "content": args.system}] if args.system else []
+    context.console.say("empty line or Ctrl-D ends the chat", style="dim")
+    with StreamClient(endpoint) as client:
+        while question := _read_line():
+            messages.append({"role": "user", "content": question})
+            try:
+                answer = _stream(context, client.generate(_request(args, template.render(messages))))
+            except ShardyardError as error:
+                # One refused turn, for example a conversation that has grown too long, must not end the chat.
+                context.console.error(str(error))
+                messages.pop()
+                continue
+            messages.append({"role": "assistant", "content": answer})
+
+
+def _read_line() -> str:
+    try:
+        return input("> " if sys.stdin.isatty() else "")
+    except EOFError:
+        return ""
+
+
+def _stream(context: Context, deltas: Iterator[str]) -> str:
+    parts = []
+    for delta in deltas:
+        context.console.result(delta, end="")
+        parts.append(delta)
+    context.console.result("")
+    return "".join(parts)
+
+
+def _request(args: argparse.Namespace, text: str) -> GenerateRequest:
+    from shardyard.triton.client import GenerateRequest
+
+    sampled = bool(args.temperature) and args.top_k is None and args.top_p is None
+    return GenerateRequest(
+        text=text,
+        max_tokens=args.max_tokens,
+        temperature=args.temperature or None,
+        top_k=args.top_k,
+        # TensorRT-LLM stays greedy until top_k or top_p is given: a temperature alone asks for the whole distribution.
+        top_p=1.0 if sampled else args.top_p,
+        seed=args.seed,
+        repetition_penalty=args.repetition_penalty,
+        stop_words=tuple(args.stop),
+    )

@@ -1,0 +1,56 @@
+"""What all tests share: the repository's root, sample checkpoints made on the spot, the command line as a child."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+MakeCheckpoint = Callable[..., Path]
+RunCommand = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def make_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """Make a seeded checkpoint with examples/make_checkpoint.py; the same arguments are made once per session."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def make(*args: str) -> Path:
+        if args not in made:
+            out = tmp_path_factory.mktemp("checkpoint")
+            program = [sys.executable, str(ROOT / "examples" / "make_checkpoint.py"), "--out", str(out), *args]
+            subprocess.run(program, check=True, capture_output=True, timeout=60)
+            made[args] = out
+        return made[args]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shardyard() -> RunCommand:
+    """Run the shardyard command as a user would, in a folder of choice, and capture what it prints."""
+
+    def run(*args: str | Path, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        program = Path(sys.executable).parent / "shardyard"
+        return subprocess.run(
+            [str(program), *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
