@@ -58,8 +58,8 @@ def examine() -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    version, ok = platform.python_version(), (3, 10) <= sys.version_info[:2] < (3, 13)
-    return Finding("Python", "ok" if ok else "fault", version, "" if ok else "use Python 3.10, 3.11 or 3.12")
+    version, ok = platform.python_version(), (3, 11) <= sys.version_info[:2] < (3, 13)
+    return Finding("Python", "ok" if ok else "fault", version, "" if ok else "use Python 3.11 or 3.12")
 
 
 def _cpu() -> Finding:

@@ -1,0 +1,224 @@
+"""One served pipeline (tp=2), asked in every way a user can; then its worst days."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+
+pytestmark = pytest.mark.e2e
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def served(pipeline_folder: Callable[[str], Path], serve: Any) -> Iterator[Any]:
+    with serve(pipeline_folder("llama")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def text(golden_text: Callable[[str], dict[str, str]]) -> str:
+    return golden_text("llama")[PROMPT]
+
+
+def curl(url: str, body: dict[str, Any]) -> str:
+    command = ["curl", "--silent", "--max-time", "20", "-d", json.dumps(body), url]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+
+
+def ask(**more: Any) -> dict[str, Any]:
+    return {"text_input": PROMPT, "max_tokens": 32, **more}
+
+
+def test_infer(shardyard: Run, served: Any, text: str) -> None:
+    done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", "32", cwd=served.folder)
+    assert (done.returncode, done.stdout) == (0, text + "\n"), done.stderr
+
+
+def test_curl_generate(served: Any, text: str) -> None:
+    answer = json.loads(curl(f"http://{served.http}/v2/models/ensemble/generate", ask()))
+    assert answer["text_output"] == text
+
+
+def test_curl_generate_stream(served: Any, text: str) -> None:
+    answer = curl(f"http://{served.http}/v2/models/ensemble/generate_stream", ask(stream=True))
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.splitlines() if line.startswith("data: ")]
+    assert len(events) > 5
+    assert "".join(event["text_output"] for event in events) == text
+
+
+def test_bls_gives_the_same_text(served: Any, text: str) -> None:
+    answer = json.loads(curl(f"http://{served.http}/v2/models/tensorrt_llm_bls/generate", ask()))
+    assert answer["text_output"] == text
+
+
+def _inputs(client: Any, stream: bool) -> list[Any]:
+    tensors = {
+        "text_input": np.array([[PROMPT.encode()]], dtype=np.object_),
+        "max_tokens": np.array([[32]], dtype=np.int32),
+        "stream": np.array([[stream]], dtype=np.bool_),
+    }
+    types = {"text_input": "BYTES", "max_tokens": "INT32", "stream": "BOOL"}
+    inputs = []
+    for name, tensor in tensors.items():
+        inputs.append(client.InferInput(name, list(tensor.shape), types[name]))
+        inputs[-1].set_data_from_numpy(tensor)
+    return inputs
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_plain_tritonclient_grpc(served: Any, text: str, stream: bool) -> None:
+    answers: queue.Queue[Any] = queue.Queue()
+    with triton_grpc.InferenceServerClient(served.grpc) as client:
+        client.start_stream(callback=lambda result, error: answers.put(error or result))
+        client.async_stream_infer("ensemble", _inputs(triton_grpc, stream), enable_empty_final_response=True)
+        parts = []
+        while True:
+            answer = answers.get(timeout=20)
+            assert not isinstance(answer, Exception), answer
+            if answer.get_output("text_output") is not None:
+                parts.append(answer.as_numpy("text_output").reshape(-1)[0].decode())
+            if answer.get_response().parameters["triton_final_response"].bool_param:
+                break
+        client.stop_stream()
+    assert "".join(parts) == text
+    assert (len(parts) > 5) == stream
+
+
+def test_plain_tritonclient_http(served: Any, text: str) -> None:
+    with triton_http.InferenceServerClient(served.http) as client:
+        answer = client.infer("ensemble_unary", _inputs(triton_http, False))
+    assert answer.as_numpy("text_output").reshape(-1)[0].decode() == text
+
+
+def test_sampling_is_seeded(shardyard: Run, served: Any, text: str) -> None:
+    def sample(seed: int) -> str:
+        args = ("--max-tokens", "32", "--temperature", "1.5", "--seed", str(seed))
+        return shardyard("infer", "p.yaml", PROMPT, *args, cwd=served.folder).stdout
+
+    assert sample(1) == sample(1) != sample(2)
+    assert sample(1).rstrip("\n") != text
+
+
+def test_stop_text_ends_the_answer(shardyard: Run, served: Any, text: str) -> None:
+    stop = text[len(text) // 2 :][:3]
+    done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", "32", "--stop", stop, cwd=served.folder)
+    assert done.stdout == text[: text.index(stop)] + "\n"
+
+
+def test_chat(served: Any) -> None:
+    program = Path(sys.executable).parent / "shardyard"
+    done = subprocess.run(
+        [str(program), "chat", "p.yaml", "--max-tokens", "8"],
+        cwd=served.folder,
+        input="hello\nagain\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("body", "hint"),
+    [
+        ({"text_input": "", "max_tokens": 4}, "empty"),
+        ({"text_input": "x " * 2000, "max_tokens": 4}, "256"),
+        ({"text_input": PROMPT, "max_tokens": 0}, "max_tokens"),
+        ({"text_input": PROMPT, "max_tokens": 100000}, "256"),
+        ({"text_input": PROMPT, "max_tokens": "many"}, ""),
+        ({"text_input": PROMPT, "max_tokens": 4, "no_such_parameter": 1}, "no_such_parameter"),
+        ({"text_input": PROMPT, "max_tokens": 4, "top_p": 7.0}, "top_p"),
+        ({"text_input": PROMPT, "max_tokens": 4, "temperature": -1.0}, "temperature"),
+        ({"max_tokens": 4}, "text_input"),
+    ],
+)
+def test_bad_requests_are_refused_within_a_second(served: Any, text: str, body: dict[str, Any], hint: str) -> None:
+    others: list[str] = []
+    url = f"http://{served.http}/v2/models/ensemble/generate"
+    thread = threading.Thread(target=lambda: others.append(json.loads(curl(url, ask()))["text_output"]))
+    thread.start()
+    started = time.monotonic()
+    answer = json.loads(curl(url, body))
+    assert time.monotonic() - started < 1.0
+    assert hint in answer["error"]
+    assert "Traceback" not in answer["error"]
+    thread.join(timeout=20)
+    assert others == [text]
+
+
+def test_a_client_that_goes_away_frees_its_sequence(served: Any) -> None:
+    url = f"http://{served.http}/v2/models/ensemble/generate_stream"
+    body = json.dumps({"text_input": PROMPT, "max_tokens": 240, "stream": True, "end_id": 514})
+    client = subprocess.Popen(["curl", "--silent", "-N", "-d", body, url], stdout=subprocess.PIPE)
+    assert client.stdout is not None
+    client.stdout.readline()
+    assert active(served) == 1
+    client.kill()
+    client.wait(timeout=5)
+    client.stdout.close()
+    deadline = time.monotonic() + 5
+    while active(served):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def active(served: Any) -> int:
+    """Return how many sequences the engine holds, from its metrics."""
+    url = f"http://{served.address['host']}:{served.address['metrics_port']}/metrics"
+    lines = subprocess.run(["curl", "--silent", url], capture_output=True, text=True, timeout=5).stdout.splitlines()
+    (line,) = [x for x in lines if x.startswith("nv_trt_llm_request_metrics") and 'request_type="active"' in x]
+    return int(float(line.rsplit(" ", 1)[1]))
+
+
+def test_a_second_serve_on_the_same_port_is_refused(shardyard: Run, served: Any) -> None:
+    port = served.address["http_port"]
+    started = time.monotonic()
+    done = shardyard("serve", "p.yaml", "--set", f"serve.http_port={port}", cwd=served.folder)
+    assert done.returncode == 5
+    assert f"port {port}" in done.stderr
+    assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("grid", [("parallel.tp=2",), ("parallel.tp=1", "parallel.pp=2")])
+def test_kill_of_a_worker_ends_the_endpoint(
+    pipeline_folder: Callable[[str], Path], serve: Any, grid: tuple[str, ...]
+) -> None:
+    folder = pipeline_folder("llama")
+    with serve(folder, *(part for item in grid for part in ("--set", item))) as running:
+        family = running.children()
+        running.find("shardyard.runtime.worker").send_signal(signal.SIGKILL)
+        started = time.monotonic()
+        status = running.process.wait(timeout=20)
+        assert time.monotonic() - started < 5
+    assert status == 5
+    assert "rank 1" in (folder / "serve.log").read_text()
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert alive == []
+
+
+def test_ctrl_c_ends_everything(pipeline_folder: Callable[[str], Path], serve: Any) -> None:
+    folder = pipeline_folder("llama")
+    with serve(folder) as running:
+        family = running.children()
+        running.process.send_signal(signal.SIGINT)
+        assert running.process.wait(timeout=15) in (0, 130)
+    _, alive = psutil.wait_procs(family, timeout=2)
+    assert alive == []
+    assert "Traceback" not in (folder / "serve.log").read_text()
