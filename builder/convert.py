@@ -1,0 +1,149 @@
+"""convert: a Hugging Face checkpoint into TensorRT-LLM's unified layout, one file per rank.
+
+Every source byte is read once, in blocks; each block is cast, cut for all ranks and written where it belongs. What is in
+memory at any time is one block and one cut of it, whatever the size of the model and the number of ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardyard.artifacts import Draft, FileStamp, read_manifest
+from shardyard.builder.cutting import CuttingPlan, Piece, make_cutting_plan
+from shardyard.builder.dtypes import BY_NAME, cast
+from shardyard.builder.safetensors_writer import SafetensorsWriter
+from shardyard.builder.source import SourceCheckpoint, open_source
+from shardyard.builder.unified_config import unified_config
+from shardyard.console import Advance, Console, human_bytes
+from shardyard.errors import ArtifactError, CheckpointError
+from shardyard.spec import ParallelSpec, Pipeline
+from shardyard.stage import StageResult, run_stage
+from shardyard.toolchain import describe
+
+__all__ = ["BLOCK_BYTES", "convert", "convert_checkpoint", "rank_file", "stamp_source", "write_rank_files"]
+
+#: Bytes of the source that are read at a time.
+BLOCK_BYTES = 16 << 20
+STAGE = "convert"
+
+
+def rank_file(file: int) -> str:
+    """Return the name of a rank file."""
+    return f"rank{file}.safetensors"
+
+
+def convert(pipeline: Pipeline, out: Path, console: Console) -> StageResult:
+    """Write the rank files of the pipeline's checkpoint into ``out``, unless it holds them already.
+
+    Raises:
+        CheckpointError: the source is broken, not supported, or cannot be cut by these degrees.
+        ArtifactError: ``out`` cannot be written.
+    """
+    source = open_source(pipeline.checkpoint_path())
+    plan = make_cutting_plan(source, pipeline.parallel, pipeline.engine.dtype)
+    _check_space(plan, out)
+    settings = {
+        "parallel": pipeline.parallel.model_dump(),
+        "dtype": plan.dtype,
+        "quantization": pipeline.quantization,
+    }
+
+    def work(draft: Draft) -> None:
+        write_rank_files(source, plan, draft.folder, console)
+        _write_config(source, plan, draft.folder, pipeline.parallel, pipeline.quantization)
+
+    inputs = stamp_source(source, out, console)
+    toolchain = describe("numpy", "ml_dtypes")
+    return run_stage(STAGE, out, source.folder, inputs, settings, toolchain, work, console)
+
+
+def convert_checkpoint(
+    folder: Path, out: Path, parallel: ParallelSpec, dtype: str = "auto", quantization: str = "none"
+) -> None:
+    """Write rank files and config.json into the existing folder ``out``, without a manifest, for any degrees.
+
+    ``dtype`` is a type's name, or ``auto`` for the source's own.
+
+    Raises:
+        CheckpointError: the source is broken, not supported, or cannot be cut by these degrees.
+    """
+    source = open_source(folder)
+    plan = make_cutting_plan(source, parallel, dtype)
+    write_rank_files(source, plan, out, Console(quiet=True))
+    _write_config(source, plan, out, parallel, quantization)
+
+
+def stamp_source(source: SourceCheckpoint, out: Path, console: Console) -> dict[str, FileStamp]:
+    """Stamp the source's files; those that the artifact at ``out`` was made from and that are unchanged, from there."""
+    known: dict[str, FileStamp] = {}
+    try:
+        old = read_manifest(out, STAGE)
+        if (out.absolute().parent / old.source).resolve() == source.folder.resolve():
+            known = old.inputs
+    except ArtifactError:
+        pass  # Nothing is known: everything is hashed.
+    return source.stamp(known, console)
+
+
+def write_rank_files(source: SourceCheckpoint, plan: CuttingPlan, out: Path, console: Console) -> None:
+    """Carry out a cutting plan: read each tensor of the source once, in the order of its files."""
+    dtype = BY_NAME[plan.dtype]
+    entries = [entry for entry in source.entries.values() if entry.name in plan.pieces]
+    with ExitStack() as stack:
+        writers = [
+            stack.enter_context(SafetensorsWriter(out / rank_file(file), shapes, dtype))
+            for file, shapes in enumerate(plan.files)
+        ]
+        advance: Advance = stack.enter_context(console.progress(STAGE, sum(entry.nbytes for entry in entries), "B"))
+        for entry in sorted(entries, key=lambda entry: (entry.path, entry.start)):
+            for first, block in entry.blocks(BLOCK_BYTES):
+                _write_block(_cast_checked(block, dtype, entry.name), first, plan.pieces[entry.name], writers)
+                advance(block.nbytes, entry.name)
+
+
+def _write_block(block: np.ndarray, first: int, pieces: list[Piece], writers: list[SafetensorsWriter]) -> None:
+    """Write the parts of rows ``first …`` that the pieces name."""
+    for piece in pieces:
+        start, stop = max(piece.start, first), min(piece.stop, first + len(block))
+        if start < stop:
+            rows = block[start - first : stop - first]
+            cut = rows if piece.columns is None else rows[:, piece.columns]
+            writers[piece.file].write(piece.target, piece.row + start - piece.start, cut)
+
+
+def _cast_checked(block: np.ndarray, dtype: np.dtype[Any], name: str) -> np.ndarray:
+    cut = cast(block, dtype)
+    narrower = dtype == BY_NAME["float16"] and block.dtype != dtype
+    if narrower and not np.array_equal(np.isfinite(cut), np.isfinite(block)):
+        raise CheckpointError(
+            f"tensor {name} does not fit into float16",
+            why=f"its largest value is {np.abs(block.astype(np.float32)).max():g}; float16 ends at 65504",
+            fix="set engine.dtype to bfloat16 or float32",
+        )
+    return cut
+
+
+def _write_config(source: SourceCheckpoint, plan: CuttingPlan, out: Path, parallel: ParallelSpec, quant: str) -> None:
+    content = unified_config(source.config, parallel, plan.dtype, quant)
+    (out / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_space(plan: CuttingPlan, out: Path) -> None:
+    """Refuse before anything is written when the rank files cannot fit on the disk."""
+    size = BY_NAME[plan.dtype].itemsize
+    needed = sum(size * math.prod(shape) for shapes in plan.files for shape in shapes.values())
+    folder = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ArtifactError(
+            f"{out} needs {human_bytes(needed)} and its disk has {human_bytes(free)} free",
+            why="the rank files would not fit; nothing has been written",
+            fix="free space, or choose another disk with --work",
+        )

@@ -1,0 +1,72 @@
+"""Writes a safetensors file whose header is known before the first tensor byte, in any order, in bounded memory."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from shardyard.builder.dtypes import code_of
+
+__all__ = ["SafetensorsWriter"]
+
+
+class SafetensorsWriter:
+    """One file being written. All its bytes are zero, and reserved on the disk, until ``write`` sets them."""
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
+        """Write the header for tensors of ``shapes``, all of type ``dtype``, and reserve the file's whole size.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
+        """
+        header: dict[str, Any] = {}
+        end = 0
+        for name, shape in shapes.items():
+            start, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": code_of(dtype), "shape": list(shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        base = 8 + len(text)
+        self._row = {name: math.prod(shape[1:]) * dtype.itemsize for name, shape in shapes.items()}
+        self._start = {name: base + entry["data_offsets"][0] for name, entry in header.items()}
+        self._dtype = dtype
+        self._file = path.open("wb", buffering=0)
+        self._file.write(struct.pack("<Q", len(text)) + text)
+        _reserve(self._file.fileno(), base + end)
+
+    def write(self, name: str, row: int, block: np.ndarray) -> None:
+        """Write rows ``row …`` of a tensor; ``block`` has the file's type and the tensor's row shape."""
+        data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+        position = self._start[name] + row * self._row[name]
+        while data:
+            count = os.pwrite(self._file.fileno(), data, position)
+            data, position = data[count:], position + count
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> SafetensorsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Reserve the disk's blocks now: a full disk is found out before the work, not after it."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        os.ftruncate(descriptor, size)
