@@ -1,7 +1,7 @@
 """convert: a Hugging Face checkpoint into TensorRT-LLM's unified layout, one file per rank.
 
-Every source byte is read once, in blocks; each block is cast, cut for all ranks and written where it belongs. What is in
-memory at any time is one block and one cut of it, whatever the size of the model and the number of ranks.
+Every source byte is read once, in blocks; each block is cast, cut for all ranks and written where it belongs. One block
+and one cut of it are in memory at any time, whatever the size of the model and the number of ranks.
 """
 
 from __future__ import annotations

@@ -1,0 +1,121 @@
+"""Makes the golden values: what Hugging Face transformers computes in float32 for the seeded tiny checkpoints.
+
+    python tests/golden/make_golden.py --maker .venv/bin/python
+
+Needs torch and transformers, which the project itself does not; ``--maker`` is an interpreter with the project's own
+dependencies, which makes the checkpoints. Per family it writes NAME.json (prompts, greedy tokens and text, the source
+files' hashes, versions) and NAME.npz (logits of the last positions, every layer's output at the last token).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import platform
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+HERE = Path(__file__).resolve().parent
+MAKER = HERE.parent.parent / "examples" / "make_checkpoint.py"
+#: Options of examples/make_checkpoint.py by golden's name.
+CHECKPOINTS = {"llama": ["--family", "llama"], "qwen2": ["--family", "qwen2"]}
+PROMPTS = ["Once upon a time", "A river begins", "Count the stones:", "東京は今、何時ですか。¿Quién llega primero?"]
+NEW_TOKENS = 32
+#: A prompt beyond rope_scaling's original_max_position_embeddings (256), of seeded ids.
+LONG = 320
+#: Positions whose logits are kept, the last ones.
+KEPT = 8
+
+
+def main() -> None:
+    """Write every family's golden values beside this file."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--maker", required=True, help="python with the project's dependencies")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for name, options in CHECKPOINTS.items():
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run([args.maker, str(MAKER), "--out", folder, *options], check=True)
+            described, arrays = golden(Path(folder), options)
+        text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+        (HERE / f"{name}.json").write_text(text, encoding="utf-8")
+        np.savez_compressed(HERE / f"{name}.npz", **arrays)
+        print(f"wrote {name}.json and {name}.npz")
+
+
+def golden(folder: Path, options: list[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the content of NAME.json and of NAME.npz for the checkpoint in ``folder``."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model.eval()
+    cases = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt)["input_ids"]
+        tokens = greedy(model, ids)
+        cases.append(
+            {"prompt": prompt, "ids": ids, "tokens": tokens, "text": tokenizer.decode(tokens, skip_special_tokens=True)}
+        )
+    vocabulary = len(tokenizer)
+    long_ids = np.random.Generator(np.random.PCG64(0)).integers(6, vocabulary, LONG).tolist()
+    long = {"ids": long_ids, "tokens": greedy(model, long_ids)}
+    arrays = {f"logits_{index}": logits(model, case) for index, case in enumerate(cases)}
+    arrays |= {"logits_long": logits(model, long), "layers_long": layers(model, long["ids"])}
+    described = {
+        "made_by": "tests/golden/make_golden.py",
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+        },
+        "options": options,
+        "seed": 0,
+        "files": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())},
+        "end_ids": model.generation_config.eos_token_id,
+        "max_new_tokens": NEW_TOKENS,
+        "cases": cases,
+        "long": long,
+    }
+    return described, arrays
+
+
+def greedy(model: Any, ids: list[int]) -> list[int]:
+    """Return the tokens after ``ids``, without the end id that ends them."""
+    given = torch.tensor([ids])
+    out = model.generate(given, attention_mask=torch.ones_like(given), do_sample=False, max_new_tokens=NEW_TOKENS)
+    tokens = out[0, len(ids) :].tolist()
+    end_ids = model.generation_config.eos_token_id
+    return tokens[:-1] if tokens and tokens[-1] in end_ids else tokens
+
+
+def logits(model: Any, case: dict[str, Any]) -> np.ndarray:
+    """Return the logits of the last positions of prompt and answer, float32 [KEPT, vocab]."""
+    with torch.no_grad():
+        out = model(torch.tensor([case["ids"] + case["tokens"]])).logits
+    return out[0, -KEPT:].numpy()
+
+
+def layers(model: Any, ids: list[int]) -> np.ndarray:
+    """Return every decoder layer's output at the last token, float32 [layers, hidden]."""
+    found: list[np.ndarray] = []
+
+    def keep(module: Any, given: Any, out: Any) -> None:
+        found.append((out[0] if isinstance(out, tuple) else out)[0, -1].numpy())
+
+    hooks = [layer.register_forward_hook(keep) for layer in model.model.layers]
+    with torch.no_grad():
+        model(torch.tensor([ids]))
+    for hook in hooks:
+        hook.remove()
+    return np.stack(found)
+
+
+if __name__ == "__main__":
+    main()
