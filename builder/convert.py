@@ -17,7 +17,7 @@ import numpy as np
 
 from shardyard.artifacts import Draft, FileStamp, read_manifest
 from shardyard.builder.cutting import CuttingPlan, Piece, make_cutting_plan
-from shardyard.builder.dtypes import BY_NAME, cast
+from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.safetensors_writer import SafetensorsWriter
 from shardyard.builder.source import SourceCheckpoint, open_source
 from shardyard.builder.unified_config import unified_config
@@ -108,7 +108,7 @@ def write_rank_files(source: SourceCheckpoint, plan: CuttingPlan, out: Path, con
                 advance(block.nbytes, entry.name)
 
 
-def _write_block(block: np.ndarray, first: int, pieces: list[Piece], writers: list[SafetensorsWriter]) -> None:
+def _write_block(block: Array, first: int, pieces: list[Piece], writers: list[SafetensorsWriter]) -> None:
     """Write the parts of rows ``first …`` that the pieces name."""
     for piece in pieces:
         start, stop = max(piece.start, first), min(piece.stop, first + len(block))
@@ -118,7 +118,7 @@ def _write_block(block: np.ndarray, first: int, pieces: list[Piece], writers: li
             writers[piece.file].write(piece.target, piece.row + start - piece.start, cut)
 
 
-def _cast_checked(block: np.ndarray, dtype: np.dtype[Any], name: str) -> np.ndarray:
+def _cast_checked(block: Array, dtype: np.dtype[Any], name: str) -> Array:
     cut = cast(block, dtype)
     narrower = dtype == BY_NAME["float16"] and block.dtype != dtype
     if narrower and not np.array_equal(np.isfinite(cut), np.isfinite(block)):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
-__all__ = ["BY_CODE", "BY_NAME", "CODES", "cast", "code_of"]
+__all__ = ["BY_CODE", "BY_NAME", "CODES", "Array", "cast", "code_of"]
+
+#: An array of any element type.
+Array: TypeAlias = NDArray[Any]
 
 #: Types that weights may have, by the name that config.json and the pipeline file use.
 BY_NAME: dict[str, np.dtype[Any]] = {
@@ -47,7 +51,7 @@ def code_of(dtype: np.dtype[Any]) -> str:
     raise KeyError(dtype)
 
 
-def cast(block: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
+def cast(block: Array, dtype: np.dtype[Any]) -> Array:
     """Return ``block`` in ``dtype``, rounded to nearest even; the block itself when it has that type already."""
     with np.errstate(over="ignore"):
         return block.astype(dtype, copy=False)

@@ -12,6 +12,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
+from shardyard.builder.dtypes import Array
 from shardyard.builder.rope import frequencies
 from shardyard.builder.source import SourceCheckpoint
 
@@ -19,7 +20,7 @@ __all__ = ["Reference"]
 
 Spans = list[tuple[int, int]]
 #: Called with a layer's number and its output, float32 [tokens of all sequences, hidden].
-OnLayer = Callable[[int, np.ndarray], None]
+OnLayer = Callable[[int, Array], None]
 
 
 class Reference:
@@ -31,7 +32,7 @@ class Reference:
 
     def logits(
         self, sequences: Sequence[Sequence[int]], *, last_only: bool = False, on_layer: OnLayer | None = None
-    ) -> list[np.ndarray]:
+    ) -> list[Array]:
         """Return each sequence's logits, float32 [tokens, vocab]; with ``last_only``, of its last token: [1, vocab]."""
         ends = list(accumulate((len(sequence) for sequence in sequences), initial=0))
         spans = list(pairwise(ends))
@@ -57,20 +58,20 @@ class Reference:
             tokens.append(token)
         return tokens[len(prompt) :]
 
-    def _weight(self, name: str) -> np.ndarray:
-        weight: np.ndarray = self.source.array(name).astype(np.float32, copy=False)
+    def _weight(self, name: str) -> Array:
+        weight: Array = self.source.array(name).astype(np.float32, copy=False)
         return weight
 
-    def _linear(self, x: np.ndarray, name: str, bias: bool) -> np.ndarray:
-        out: np.ndarray = x @ self._weight(f"{name}.weight").T
+    def _linear(self, x: Array, name: str, bias: bool) -> Array:
+        out: Array = x @ self._weight(f"{name}.weight").T
         return out + self._weight(f"{name}.bias") if bias else out
 
-    def _norm(self, x: np.ndarray, name: str) -> np.ndarray:
+    def _norm(self, x: Array, name: str) -> Array:
         scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self.config.rms_norm_eps))
-        out: np.ndarray = x * scale * self._weight(name)
+        out: Array = x * scale * self._weight(name)
         return out
 
-    def _layer(self, prefix: str, x: np.ndarray, positions: np.ndarray, spans: Spans) -> np.ndarray:
+    def _layer(self, prefix: str, x: Array, positions: Array, spans: Spans) -> Array:
         x = x + self._attention(prefix, self._norm(x, f"{prefix}input_layernorm.weight"), positions, spans)
         y, bias = self._norm(x, f"{prefix}post_attention_layernorm.weight"), self.config.mlp_bias
         gate = self._linear(y, f"{prefix}mlp.gate_proj", bias)
@@ -78,7 +79,7 @@ class Reference:
         inner = gate * (0.5 + 0.5 * np.tanh(0.5 * gate)) * self._linear(y, f"{prefix}mlp.up_proj", bias)
         return x + self._linear(inner, f"{prefix}mlp.down_proj", bias)
 
-    def _attention(self, prefix: str, x: np.ndarray, positions: np.ndarray, spans: Spans) -> np.ndarray:
+    def _attention(self, prefix: str, x: Array, positions: Array, spans: Spans) -> Array:
         config = self.config
         q, k, v = (self._linear(x, f"{prefix}self_attn.{name}_proj", config.qkv_bias) for name in "qkv")
         q = self._rotate(q.reshape(len(x), config.num_attention_heads, config.head_dim), positions)
@@ -87,7 +88,7 @@ class Reference:
         mixed = [_attend(q[start:stop], k[start:stop], v[start:stop]) for start, stop in spans]
         return self._linear(np.concatenate(mixed), f"{prefix}self_attn.o_proj", config.dense_bias)
 
-    def _rotate(self, x: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    def _rotate(self, x: Array, positions: Array) -> Array:
         """Turn pairs (i, i + head_dim / 2) of ``x`` [tokens, heads, head_dim] by their position's angles."""
         angles = (positions[:, None] * self._frequencies)[:, None]
         cos, sin = np.cos(angles), np.sin(angles)
@@ -95,7 +96,7 @@ class Reference:
         return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
-def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+def _attend(q: Array, k: Array, v: Array) -> Array:
     """Causal attention of one sequence: q [t, heads, d], k and v [t, kv heads, d] → [t, heads · d]."""
     length, heads, width = q.shape
     group = heads // k.shape[1]
@@ -105,5 +106,5 @@ def _attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
     scores = np.where(np.tri(length, dtype=bool), scores, np.float32(-np.inf))
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    mixed: np.ndarray = weights @ v.transpose(1, 0, 2)[:, None]
+    mixed: Array = weights @ v.transpose(1, 0, 2)[:, None]
     return mixed.reshape(heads, length, width).transpose(1, 0, 2).reshape(length, heads * width)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from shardyard.builder.dtypes import Array
 from shardyard.errors import CheckpointError
 
 __all__ = ["Rope", "frequencies", "parse_rope"]
@@ -74,27 +75,27 @@ def parse_rope(raw: Mapping[str, Any], path: Path) -> Rope:
     return Rope(float(theta), kind, scaling if kind != "default" else None)
 
 
-def frequencies(rope: Rope, head_dim: int) -> np.ndarray:
+def frequencies(rope: Rope, head_dim: int) -> Array:
     """Return the angle per position of each pair of elements, float32 [head_dim / 2], in radians."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     plain = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
     return _SCALED[rope.kind](rope, plain).astype(np.float32)
 
 
-def _linear(rope: Rope, plain: np.ndarray) -> np.ndarray:
+def _linear(rope: Rope, plain: Array) -> Array:
     return plain / np.float32(rope.number("factor"))
 
 
-def _llama3(rope: Rope, plain: np.ndarray) -> np.ndarray:
+def _llama3(rope: Rope, plain: Array) -> Array:
     """Slow waves are stretched by ``factor``, fast ones kept, those between blended by how often they fit."""
     low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
     turns = rope.number("original_max_position_embeddings") * plain / np.float32(2 * math.pi)
     share = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)
-    blended: np.ndarray = (1 - share) * plain / np.float32(rope.number("factor")) + share * plain
+    blended: Array = (1 - share) * plain / np.float32(rope.number("factor")) + share * plain
     return blended
 
 
-_SCALED: dict[str, Callable[[Rope, np.ndarray], np.ndarray]] = {
+_SCALED: dict[str, Callable[[Rope, Array], Array]] = {
     "default": lambda rope, plain: plain,
     "linear": _linear,
     "llama3": _llama3,

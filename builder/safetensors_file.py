@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.builder.dtypes import BY_CODE
+from shardyard.builder.dtypes import BY_CODE, Array
 from shardyard.errors import CheckpointError
 
 __all__ = ["SafetensorsFile", "TensorEntry"]
@@ -50,7 +50,7 @@ class TensorEntry:
         """Size in bytes."""
         return self.stop - self.start
 
-    def blocks(self, limit: int) -> Iterator[tuple[int, np.ndarray]]:
+    def blocks(self, limit: int) -> Iterator[tuple[int, Array]]:
         """Read the tensor once, from first row to last, as (first row, block of whole rows).
 
         A block holds at most ``limit`` bytes, or one row. It is valid until the next one is asked for.
@@ -72,7 +72,7 @@ class TensorEntry:
                 yield first, part.view(self.dtype).reshape(rows, *self.shape[1:])
 
 
-def _read_fully(descriptor: int, target: np.ndarray, path: Path) -> None:
+def _read_fully(descriptor: int, target: Array, path: Path) -> None:
     view = target.data
     while view:
         count = os.readv(descriptor, [view])
@@ -108,14 +108,14 @@ class SafetensorsFile:
         _check_tiling(path, list(self.entries.values()), 8 + length, size)
 
     @cached_property
-    def _mapped(self) -> np.ndarray:
+    def _mapped(self) -> Array:
         with self.path.open("rb") as file:
             return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> Array:
         """Return a read-only view of a tensor in the mapped file; pages are read when they are touched."""
         entry = self.entries[name]
-        view: np.ndarray = self._mapped[entry.start : entry.stop].view(entry.dtype).reshape(entry.shape)
+        view: Array = self._mapped[entry.start : entry.stop].view(entry.dtype).reshape(entry.shape)
         return view
 
 

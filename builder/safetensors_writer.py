@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.builder.dtypes import code_of
+from shardyard.builder.dtypes import Array, code_of
 
 __all__ = ["SafetensorsWriter"]
 
@@ -43,7 +43,7 @@ class SafetensorsWriter:
         self._file.write(struct.pack("<Q", len(text)) + text)
         _reserve(self._file.fileno(), base + end)
 
-    def write(self, name: str, row: int, block: np.ndarray) -> None:
+    def write(self, name: str, row: int, block: Array) -> None:
         """Write rows ``row …`` of a tensor; ``block`` has the file's type and the tensor's row shape."""
         data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         position = self._start[name] + row * self._row[name]

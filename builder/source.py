@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shardyard.artifacts import FileStamp, stamp_files
+from shardyard.builder.dtypes import Array
 from shardyard.builder.hf_config import HfConfig, parse_config
 from shardyard.builder.safetensors_file import SafetensorsFile, TensorEntry
 from shardyard.console import Console
@@ -32,7 +31,7 @@ class SourceCheckpoint:
     entries: Mapping[str, TensorEntry]
     names: tuple[str, ...]
 
-    def array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> Array:
         """Return a tensor as a read-only view of its mapped file."""
         path = self.entries[name].path
         return next(file for file in self.files if file.path == path).array(name)

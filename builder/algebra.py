@@ -1,0 +1,192 @@
+"""Byte algebra: what every rank file must hold, worked out anew and compared with what it holds.
+
+The sharder works with ranges and offsets. Here each rank's rows are chosen by index vectors that are repeated, padded
+and split as TensorRT-LLM's description says, so that a slip in one of the two shows in the comparison. Both read the
+family's table; a wrong line there is what the numeric check finds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardyard.builder.cutting import Placed, place_rules, resolve_cut
+from shardyard.builder.dtypes import BY_NAME, Array, cast
+from shardyard.builder.families.rules import Cut, Part
+from shardyard.builder.hf_config import HfConfig
+from shardyard.builder.safetensors_file import SafetensorsFile
+from shardyard.builder.source import SourceCheckpoint, read_json
+from shardyard.builder.unified_config import unified_config
+from shardyard.console import Advance, Console
+from shardyard.errors import CheckpointError
+from shardyard.spec import ParallelSpec
+
+__all__ = ["ByteReport", "compare_bytes"]
+
+BLOCK_BYTES = 16 << 20
+_PADDING = -1
+
+
+@dataclass
+class ByteReport:
+    """What was compared, in tensors and bytes, and every fault found."""
+
+    tensors: int = 0
+    rank_bytes: int = 0
+    source_bytes: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """A rank's share of one source tensor: its rows in order (_PADDING: a row of zeros) and columns (None: all)."""
+
+    name: str
+    rows: Array
+    columns: slice | None
+    width: int | None
+
+
+def compare_bytes(
+    source: SourceCheckpoint, checkpoint: Path, parallel: ParallelSpec, quantization: str, console: Console
+) -> ByteReport:
+    """Compare the rank files in ``checkpoint`` with the source, byte for byte, in blocks.
+
+    Missing, surplus, misshapen and differing tensors, and a config.json that does not describe the source, are faults.
+    """
+    report = ByteReport(source_bytes=sum(entry.nbytes for entry in source.entries.values()))
+    written = read_json(checkpoint / "config.json")
+    dtype = written.get("dtype")
+    if dtype not in BY_NAME:
+        report.faults.append(f"config.json: dtype={dtype!r} is none of {', '.join(BY_NAME)}")
+        return report
+    _compare_config(written, unified_config(source.config, parallel, dtype, quantization), report)
+    files = _open_files(checkpoint, parallel.tp * parallel.pp, report)
+    seen: list[set[str]] = [set() for _ in files]
+    reached = {name: np.zeros(entry.shape[0], bool) for name, entry in source.entries.items()}
+    total = sum(entry.nbytes for file in files if file for entry in file.entries.values())
+    with console.progress("compare bytes", total, "B") as advance:
+        for placed in place_rules(source.config, parallel.pp):
+            for rank in range(parallel.tp):
+                number = placed.stage * parallel.tp + rank
+                shares = [_share(placed, part, rank, source.config, parallel) for part in placed.parts]
+                seen[number].add(placed.target)
+                for share in shares:
+                    reached[share.name][share.rows[share.rows != _PADDING]] = True
+                file = files[number]
+                if file:
+                    _compare_tensor(source, file, placed.target, shares, BY_NAME[dtype], report, advance)
+    for file, names in zip(files, seen, strict=True):
+        surplus = sorted(set(file.entries) - names) if file else []
+        report.faults += [f"{file.path.name}: {name} is surplus" for name in surplus if file]
+    used = {part.name for placed in place_rules(source.config, parallel.pp) for part in placed.parts}
+    report.faults += [f"rows of {name} reach no rank" for name in sorted(used) if not reached[name].all()]
+    return report
+
+
+def _compare_config(written: dict[str, Any], wanted: dict[str, Any], report: ByteReport) -> None:
+    for key in sorted(written.keys() | wanted.keys()):
+        if written.get(key) != wanted.get(key):
+            report.faults.append(f"config.json: {key}={written.get(key)!r}, the source asks for {wanted.get(key)!r}")
+
+
+def _open_files(checkpoint: Path, count: int, report: ByteReport) -> list[SafetensorsFile | None]:
+    surplus = {path.name for path in checkpoint.iterdir() if re.fullmatch(r"rank\d+\.safetensors", path.name)}
+    files: list[SafetensorsFile | None] = []
+    for number in range(count):
+        name = f"rank{number}.safetensors"
+        surplus.discard(name)
+        try:
+            files.append(SafetensorsFile(checkpoint / name))
+        except CheckpointError as error:
+            report.faults.append(f"{name}: {error.why or error.what}")
+            files.append(None)
+    report.faults += [f"{name} is surplus" for name in sorted(surplus)]
+    return files
+
+
+def _share(placed: Placed, part: Part, rank: int, config: HfConfig, parallel: ParallelSpec) -> _Share:
+    cut, tp, sizes = resolve_cut(placed.rule.cut, parallel), parallel.tp, config.sizes
+    rows = _ROWS[cut](np.arange(sizes[part.rows]), part, tp, config)[rank]
+    if part.columns is None:
+        return _Share(part.name, rows, None, None)
+    columns = np.arange(sizes[part.columns])
+    if cut is Cut.COLUMNS:
+        columns = np.split(columns, tp)[rank]
+    return _Share(part.name, rows, slice(int(columns[0]), int(columns[-1]) + 1), len(columns))
+
+
+def _whole(rows: Array, part: Part, tp: int, config: HfConfig) -> list[Array]:
+    return [rows] * tp
+
+
+def _by_rows(rows: Array, part: Part, tp: int, config: HfConfig) -> list[Array]:
+    if part.rows == "kv":
+        heads = rows.reshape(-1, config.head_dim)
+        rows = np.repeat(heads, max(1, tp // len(heads)), axis=0).reshape(-1)
+    return np.split(rows, tp)
+
+
+def _by_padded_rows(rows: Array, part: Part, tp: int, config: HfConfig) -> list[Array]:
+    return np.split(np.pad(rows, (0, -len(rows) % tp), constant_values=_PADDING), tp)
+
+
+_ROWS = {Cut.WHOLE: _whole, Cut.COLUMNS: _whole, Cut.ROWS: _by_rows, Cut.VOCAB: _by_padded_rows}
+
+
+def _compare_tensor(
+    source: SourceCheckpoint,
+    file: SafetensorsFile,
+    target: str,
+    shares: list[_Share],
+    dtype: np.dtype[Any],
+    report: ByteReport,
+    advance: Advance,
+) -> None:
+    where = f"{file.path.name}: {target}"
+    entry = file.entries.get(target)
+    if entry is None:
+        report.faults.append(f"{where} is missing")
+        return
+    width = shares[0].width
+    shape = (sum(len(share.rows) for share in shares), *([] if width is None else [width]))
+    if entry.shape != shape or entry.dtype != dtype:
+        report.faults.append(f"{where} is {entry.code} {list(entry.shape)}; it must be {dtype} {list(shape)}")
+        return
+    report.tensors += 1
+    report.rank_bytes += entry.nbytes
+    got, first = file.array(target), 0
+    for share in shares:
+        row = _first_difference(source, share, got[first : first + len(share.rows)], dtype)
+        if row is not None:
+            report.faults.append(f"{where} differs from {share.name} in row {first + row}")
+        first += len(share.rows)
+    advance(entry.nbytes, target)
+
+
+def _first_difference(source: SourceCheckpoint, share: _Share, got: Array, dtype: np.dtype[Any]) -> int | None:
+    """Return the first row of ``got`` whose bytes are not the source's; None when all are equal."""
+    tensor = source.array(share.name)
+    for first, rows in _blocks(share.rows, max(1, got.nbytes // len(got))):
+        wanted = cast(tensor[rows] if share.columns is None else tensor[rows, share.columns], dtype)
+        wanted[rows == _PADDING] = 0
+        differs = _bytes(wanted) != _bytes(got[first : first + len(rows)])
+        if differs.any():
+            return first + int(differs.any(axis=1).argmax())
+    return None
+
+
+def _blocks(rows: Array, row_bytes: int) -> Iterator[tuple[int, Array]]:
+    count = max(1, BLOCK_BYTES // row_bytes)
+    for first in range(0, len(rows), count):
+        yield first, rows[first : first + count]
+
+
+def _bytes(block: Array) -> Array:
+    """Return a block's bytes, uint8 [rows, bytes of a row]: values would make NaN differ and -0 equal 0."""
+    return np.ascontiguousarray(block).view(np.uint8).reshape(len(block), -1)
