@@ -194,12 +194,15 @@ def _hashes(stamps: Mapping[str, FileStamp]) -> dict[str, str]:
 
 def _changes(noun: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
         if name not in old:
             yield f"{noun} {name} is new"
         elif name not in new:
             yield f"{noun} {name} is gone"
-        elif old[name] != new[name]:
-            yield f"{noun} {name} changed" + (f": {old[name]} → {new[name]}" if noun != "input" else "")
+        elif isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _changes(noun, *({f"{name}.{key}": value[key] for key in value} for value in (before, after)))
+        elif before != after:
+            yield f"{noun} {name} changed" + (f": {before} → {after}" if noun != "input" else "")
 
 
 @dataclass

@@ -54,6 +54,14 @@ def test_up_to_date_until_something_changes(tmp_path: Path, source: Path) -> Non
     assert differences(target, "convert", inputs, {"tp": 1}, TOOLS) == ["sub/out is missing"]
 
 
+def test_a_nested_setting_is_named_by_its_path(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "target"
+    with write_artifact(target, "convert", source, {}, {"parallel": {"tp": 1, "pp": 1}}, TOOLS):
+        pass
+    settings = {"parallel": {"tp": 2, "pp": 1}}
+    assert differences(target, "convert", {}, settings, TOOLS) == ["setting parallel.tp changed: 1 → 2"]
+
+
 def test_key_ignores_times_and_places() -> None:
     one, other = {"a": FileStamp("h", 1, 5)}, {"a": FileStamp("h", 1, 9)}
     assert content_key("s", one, {}, {}) == content_key("s", other, {}, {})
