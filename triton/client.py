@@ -1,0 +1,99 @@
+"""Streams text from an endpoint over gRPC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+from shardyard.endpoint import Endpoint
+from shardyard.errors import LaunchError, RequestError
+from shardyard.triton.request import GenerateRequest
+
+__all__ = ["GenerateRequest", "StreamClient"]
+
+#: The model that takes text and gives text.
+MODEL = "ensemble"
+
+_TEXT = "text_output"
+_FINAL = "triton_final_response"
+
+#: Prompts and answers may be long; gRPC's own limit is 4 MiB.
+_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+
+
+class StreamClient:
+    """A connection to an endpoint; threads may share it, and each request is a stream of its own."""
+
+    def __init__(self, endpoint: Endpoint, model: str = MODEL) -> None:
+        self.endpoint = endpoint
+        self.model = model
+        self._channel = grpc.insecure_channel(endpoint.grpc_address, options=_OPTIONS)
+        self._stub = GRPCInferenceServiceStub(self._channel)
+
+    def generate(self, request: GenerateRequest) -> Iterator[str]:
+        """Yield the answer's text, piece by piece; closing the iterator early cancels the request.
+
+        Raises:
+            RequestError: the endpoint refused the request, failed, or took longer than the request allows.
+            LaunchError: no endpoint answers at this address.
+        """
+        call = self._stub.ModelStreamInfer(iter([request.message(self.model)]), timeout=request.timeout_s)
+        try:
+            for response in call:
+                if response.error_message:
+                    raise RequestError(f"the endpoint refused the request: {response.error_message}")
+                if text := _text(response.infer_response):
+                    yield text
+                if response.infer_response.parameters[_FINAL].bool_param:
+                    return
+        except grpc.RpcError as error:
+            raise self._explain(error, request) from None
+        finally:
+            call.cancel()
+
+    def close(self) -> None:
+        """Close the connection; requests in flight are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _explain(self, error: Any, request: GenerateRequest) -> LaunchError:
+        code, details = error.code(), error.details()
+        if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+            return RequestError(f"the endpoint did not finish the answer within {request.timeout_s:g} s")
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return LaunchError(
+                f"no endpoint answers at {self.endpoint.grpc_address}",
+                why=f"gRPC says: {details}",
+                fix="start it in another terminal: shardyard serve PIPELINE.yaml",
+            )
+        return RequestError(f"the request failed: {details}", why=f"gRPC status {code.name}")
+
+
+def _text(response: Any) -> str:
+    """Return the text of a response; the final one may be empty."""
+    for index, output in enumerate(response.outputs):
+        if output.name == _TEXT:
+            raw = response.raw_output_contents[index]
+            return _strings(raw) if raw else "".join(x.decode() for x in output.contents.bytes_contents)
+    return ""
+
+
+def _strings(raw: bytes) -> str:
+    """Join the elements of a BYTES tensor: each is a length in 4 bytes and that many bytes of UTF-8."""
+    parts = []
+    while raw:
+        end = 4 + int.from_bytes(raw[:4], "little")
+        parts.append(raw[4:end])
+        raw = raw[end:]
+    return b"".join(parts).decode(errors="replace")

@@ -1,0 +1,80 @@
+"""The command line of a launch: mpirun, Triton as rank 0, one worker for each other rank."""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardyard.mpi import mpirun_command
+from shardyard.spec import ServeSpec
+from shardyard.triton.ports import Ports
+from shardyard.triton.world import World
+
+__all__ = ["Launch"]
+
+#: Shared memory between Triton and each Python model: at the start, and what it grows by. Five models fit into the
+#: 64 MiB that containers have unless told otherwise.
+_SHM_BYTES = 1 << 20
+
+#: Triton's own threads pass messages on; the cores belong to the engine.
+_HTTP_THREADS = 2
+_LOAD_THREADS = 4
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Everything that the command line of one launch is made of."""
+
+    spec: ServeSpec
+    ports: Ports
+    world: World
+    model_repo: Path
+    binary: Path
+    backends: Path
+    shm_prefix: str
+    pids: Path
+    logs: Path
+
+    def command(self) -> list[str]:
+        """Return mpirun's command line."""
+        entry = [sys.executable, "-m", "shardyard.triton.rank_entry", str(self.pids), str(self.logs)]
+        workers = [(self.world.ranks - 1, [*entry, *self.world.worker])] if self.world.ranks > 1 else []
+        return mpirun_command((1, [*entry, *self.tritonserver()]), *workers)
+
+    def tritonserver(self) -> list[str]:
+        """Return tritonserver's command line."""
+        options = [f"--{name}={value}" for name, value in self._options().items()]
+        backend = [f"--backend-config=python,{name}={value}" for name, value in self._backend().items()]
+        return [str(self.binary), "--disable-auto-complete-config", *options, *backend]
+
+    def _options(self) -> dict[str, object]:
+        return {
+            "model-repository": self.model_repo,
+            "backend-directory": self.backends,
+            "model-load-thread-count": _LOAD_THREADS,
+            "exit-on-error": "true",
+            "strict-readiness": "true",
+            "exit-timeout-secs": max(1, math.floor(self.spec.stop_timeout_s)),
+            "http-address": self.spec.host,
+            "http-port": self.ports.http,
+            "http-thread-count": _HTTP_THREADS,
+            "grpc-address": self.spec.host,
+            "grpc-port": self.ports.grpc,
+            "metrics-address": self.spec.host,
+            "metrics-port": self.ports.metrics,
+            "metrics-interval-ms": 1000,
+            "allow-gpu-metrics": "false",
+            "allow-cpu-metrics": "false",
+            "pinned-memory-pool-byte-size": 0,
+        }
+
+    def _backend(self) -> dict[str, object]:
+        return {
+            "shm-region-prefix-name": self.shm_prefix,
+            "shm-default-byte-size": _SHM_BYTES,
+            "shm-growth-byte-size": _SHM_BYTES,
+            # Loading the engine is part of the stub's start.
+            "stub-timeout-seconds": math.ceil(self.spec.start_timeout_s),
+        }

@@ -1,0 +1,42 @@
+"""Is the endpoint ready? Triton's own answer first, then a real one-token generation."""
+
+from __future__ import annotations
+
+import http.client
+
+from shardyard.endpoint import Endpoint
+from shardyard.errors import LaunchError, RequestError
+from shardyard.triton.client import GenerateRequest, StreamClient
+
+__all__ = ["is_ready", "probe"]
+
+#: What the probe asks for an answer to.
+PROBE_TEXT = "Hello"
+
+
+def is_ready(endpoint: Endpoint, timeout: float = 1.0) -> bool:
+    """Return whether Triton says that every model is loaded; false as long as nothing listens."""
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.http_port, timeout=timeout)
+    try:
+        connection.request("GET", "/v2/health/ready")
+        return connection.getresponse().status == http.HTTPStatus.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def probe(endpoint: Endpoint, timeout: float) -> None:
+    """Generate one token through ``ensemble``: Triton calls itself ready even when its models' engine is dead.
+
+    Raises:
+        LaunchError: no answer, or a refusal.
+    """
+    try:
+        with StreamClient(endpoint) as client:
+            for _ in client.generate(GenerateRequest(text=PROBE_TEXT, max_tokens=1, timeout_s=timeout)):
+                pass
+    except RequestError as error:
+        raise LaunchError(
+            "the endpoint is up but cannot generate", why=f"one token was asked for; the answer: {error.what}"
+        ) from error

@@ -1,0 +1,108 @@
+"""Ports, checked before anything starts."""
+
+from __future__ import annotations
+
+import errno
+import random
+import socket
+from dataclasses import dataclass
+
+import psutil
+
+from shardyard.errors import LaunchError
+from shardyard.spec import ServeSpec
+
+__all__ = ["Ports", "choose_ports"]
+
+#: Free ports are looked for below Linux's ephemeral range (32768 and up): in it, any outgoing connection may take a
+#: port between our check and Triton's start.
+FREE_RANGE = range(10000, 32768)
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The three ports of an endpoint, all different."""
+
+    http: int
+    grpc: int
+    metrics: int
+
+
+def choose_ports(spec: ServeSpec) -> Ports:
+    """Return the pipeline's ports, with free ones in the place of zeros.
+
+    Raises:
+        LaunchError: a port is in use, asked for twice, or may not be bound.
+    """
+    wanted = {"http_port": spec.http_port, "grpc_port": spec.grpc_port, "metrics_port": spec.metrics_port}
+    taken: dict[int, str] = {}
+    for field, port in wanted.items():
+        if port in taken:
+            raise LaunchError(
+                f"serve.{field} is port {port}, and so is serve.{taken[port]}",
+                why="each service listens on a port of its own",
+                fix=f"give another one: --set serve.{field}=0 takes a free port",
+            )
+        if port:
+            _check(spec.host, port, field)
+            taken[port] = field
+    chosen = [port or _free(spec.host, taken, field) for field, port in wanted.items()]
+    return Ports(*chosen)
+
+
+def _check(host: str, port: int, field: str) -> None:
+    error = _bind(host, port)
+    if error is None:
+        return
+    if error.errno == errno.EADDRINUSE:
+        raise LaunchError(
+            f"port {port} (serve.{field}) is in use",
+            why=f"{_holder(port)} listens on it",
+            fix=f"end that process, or take another port: --set serve.{field}=0 takes a free one",
+        )
+    raise LaunchError(
+        f"port {port} (serve.{field}) cannot be bound on {host}",
+        why=str(error.strerror or error),
+        fix="give an address of this machine as serve.host, and ports from 1024 up unless you are root",
+    )
+
+
+def _bind(host: str, port: int) -> OSError | None:
+    """Bind as Triton does, let go again, and return the error if there was one."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None
+
+
+def _free(host: str, taken: dict[int, str], field: str) -> int:
+    error: OSError | None = None
+    for port in random.sample(FREE_RANGE, 100):
+        if port in taken:
+            continue
+        error = _bind(host, port)
+        if error is None:
+            taken[port] = field
+            return port
+    raise LaunchError(
+        f"no free port was found on {host} for serve.{field}",
+        why=f"the last of 100 tries: {error}",
+        fix="give an address of this machine as serve.host",
+    )
+
+
+def _holder(port: int) -> str:
+    """Name the process that listens on ``port``, as far as this user may see it."""
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.status == psutil.CONN_LISTEN:
+                if connection.pid:
+                    return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+                break
+    except psutil.Error:
+        pass
+    return "another process"

@@ -1,0 +1,92 @@
+"""One launch's own places: a temporary folder and a prefix for shared memory; both are gone when it has ended."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardyard.triton.guard import RUN_VARIABLE, SHM, clean
+
+__all__ = ["RunFolder", "sweep"]
+
+#: Names the prefix of a run's shared memory to the ranks, for segments that they make themselves.
+SHM_VARIABLE = "SHARDYARD_SHM_PREFIX"
+
+_LOCK = "lock"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The places of one run. ``token`` is unique to it and is in the environment of every process that it started."""
+
+    token: str
+    path: Path
+    lock: int
+
+    @classmethod
+    def make(cls) -> RunFolder:
+        """Make the folders, after having cleaned up what runs that were killed left behind."""
+        sweep()
+        token = secrets.token_hex(4)
+        # The lock lives as long as this process: a lock that can be taken means that its run is dead.
+        lock = os.open(SHM / f"{_prefix(token)}{_LOCK}", os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        path = _folder(token)
+        path.mkdir(mode=0o700)
+        for name in ("ranks", "tmp"):
+            (path / name).mkdir()
+        (SHM / f"{_prefix(token)}mpi").mkdir(mode=0o700)
+        return cls(token, path, lock)
+
+    @property
+    def shm_prefix(self) -> str:
+        """Every segment of this run in /dev/shm begins with this."""
+        return _prefix(self.token)
+
+    @property
+    def ranks(self) -> Path:
+        """Holds one file per rank, named by its number, with its process id."""
+        return self.path / "ranks"
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that keep the world's temporary files and shared memory in this run's places."""
+        return {
+            RUN_VARIABLE: self.token,
+            SHM_VARIABLE: self.shm_prefix,
+            "TMPDIR": str(self.path / "tmp"),
+            "OMPI_MCA_btl_sm_backing_directory": str(SHM / f"{self.shm_prefix}mpi"),
+        }
+
+    def remove(self) -> None:
+        """Remove both places."""
+        clean(str(self.path), self.shm_prefix)
+        os.close(self.lock)
+
+
+def _prefix(token: str) -> str:
+    return f"shardyard_{token}_"
+
+
+def _folder(token: str) -> Path:
+    return Path(tempfile.gettempdir()) / f"shardyard-{token}"
+
+
+def sweep() -> None:
+    """Remove what runs have left whose supervisor and guard were both killed."""
+    for path in SHM.glob(f"shardyard_*_{_LOCK}"):
+        try:
+            lock = os.open(path, os.O_RDWR)
+        except OSError:
+            continue  # another user's, or removed meanwhile
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            token = path.name.split("_")[1]
+            clean(str(_folder(token)), _prefix(token))
+        except OSError:
+            pass  # alive
+        finally:
+            os.close(lock)

@@ -1,0 +1,157 @@
+"""Launches an endpoint and keeps it: Triton and its workers as one MPI world, supervised until it is stopped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shardyard.console import Console
+from shardyard.endpoint import Endpoint
+from shardyard.errors import ArtifactError, LaunchError
+from shardyard.spec import Pipeline
+from shardyard.triton.command import Launch
+from shardyard.triton.end_signals import EndSignals
+from shardyard.triton.health import probe as one_token
+from shardyard.triton.ports import Ports, choose_ports
+from shardyard.triton.run_folder import RunFolder
+from shardyard.triton.server_files import ServerFiles, find_server, prepare_backends
+from shardyard.triton.start import Probe, wait_until_ready
+from shardyard.triton.supervisor import Supervisor
+from shardyard.triton.world import World, read_world
+
+__all__ = ["Server", "launch"]
+
+#: Addresses that mean every interface: clients on this machine connect to the loopback.
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+
+#: Seconds in which the supervisor notices the dead rank behind a failed request.
+_NOTICE = 0.5
+
+
+class Server:
+    """A running endpoint. As a context manager it ends every process that it started."""
+
+    def __init__(self, endpoint: Endpoint, supervisor: Supervisor, stop_timeout: float) -> None:
+        self.endpoint = endpoint
+        self.supervisor = supervisor
+        self._stop_timeout = stop_timeout
+        self._signals = EndSignals()
+        self._signals.install()
+
+    def wait(self) -> None:
+        """Block until Ctrl-C, SIGTERM or SIGHUP.
+
+        Raises:
+            RankError: a rank ended before that.
+        """
+        try:
+            self.supervisor.ended.wait()
+        except KeyboardInterrupt:
+            return
+        if self.supervisor.error:
+            raise self.supervisor.error
+
+    def stop(self) -> None:
+        """End the endpoint; when this returns, nothing that it started runs."""
+        self._signals.mute()
+        try:
+            self.supervisor.stop(self._stop_timeout)
+        finally:
+            self._signals.restore()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop. A request that failed since a rank died is reported as that rank's death."""
+        if isinstance(raised, LaunchError):
+            self.supervisor.failing.wait(_NOTICE)
+        self.stop()
+        error = self.supervisor.error
+        if error and error is not raised and (raised is None or isinstance(raised, LaunchError)):
+            raise error from raised
+
+
+def launch(
+    pipeline: Pipeline,
+    model_repo: Path,
+    logs: Path,
+    console: Console,
+    *,
+    world: World | None = None,
+    probe: Probe = one_token,
+) -> Server:
+    """Start the endpoint of a model repository and return it when it has answered.
+
+    Args:
+        pipeline: its ``serve`` section says where to listen and how long to wait.
+        model_repo: what ``fill`` wrote.
+        logs: takes ``rank{N}.log`` and ``mpirun.log`` of this launch; those of an earlier one are removed.
+        console: shows the progress.
+        world: ranks and workers; by default what the repository's engine needs.
+        probe: the question that a ready endpoint must have answered.
+
+    Raises:
+        ToolchainError: no tritonserver, or no MPI.
+        ArtifactError: the repository or its engine is unfinished.
+        LaunchError: a port is in use, a rank ended, or the endpoint was not ready in time.
+    """
+    spec = pipeline.serve
+    models = _count_models(model_repo)
+    world = world or read_world(model_repo)
+    files = find_server()
+    ports = choose_ports(spec)
+    _empty(logs)
+    host = _EVERYWHERE.get(spec.host, spec.host)
+    endpoint = Endpoint(host, ports.http, ports.grpc, ports.metrics, os.getpid(), str(model_repo))
+    run = RunFolder.make()
+    server = Server(endpoint, Supervisor(run, logs.resolve(), world.ranks), spec.stop_timeout_s)
+    try:
+        _start(server.supervisor, pipeline, ports, world, model_repo, files)
+        console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
+        wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
+        server.supervisor.endpoint_is_ready()
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _start(
+    supervisor: Supervisor, pipeline: Pipeline, ports: Ports, world: World, model_repo: Path, files: ServerFiles
+) -> None:
+    run = supervisor.run
+    launch = Launch(
+        spec=pipeline.serve,
+        ports=ports,
+        world=world,
+        model_repo=model_repo.resolve(),
+        binary=files.binary,
+        backends=prepare_backends(files, run.path / "backends"),
+        shm_prefix=run.shm_prefix,
+        pids=run.ranks,
+        logs=supervisor.logs,
+    )
+    supervisor.start(launch.command(), {"LD_LIBRARY_PATH": files.library_path()})
+
+
+def _count_models(model_repo: Path) -> int:
+    models = len(list(model_repo.glob("*/config.pbtxt")))
+    if not models:
+        raise ArtifactError(
+            f"{model_repo} is not a model repository",
+            why="it has no folder with a config.pbtxt",
+            fix="make it: shardyard fill PIPELINE.yaml",
+        )
+    return models
+
+
+def _empty(logs: Path) -> None:
+    """Make the folder, without the logs of an earlier launch."""
+    logs.mkdir(parents=True, exist_ok=True)
+    for log in logs.glob("*.log"):
+        log.unlink()

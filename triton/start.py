@@ -1,0 +1,77 @@
+"""Waits for a starting endpoint, and shows how far it is."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shardyard.console import Console
+from shardyard.endpoint import Endpoint
+from shardyard.errors import LaunchError, ShardyardError
+from shardyard.triton.health import is_ready
+from shardyard.triton.post_mortem import last_lines
+from shardyard.triton.rank_entry import rank_log
+from shardyard.triton.supervisor import Supervisor
+
+__all__ = ["Probe", "wait_until_ready"]
+
+#: Asks a ready endpoint for a real answer within so many seconds; raises LaunchError when there is none.
+Probe = Callable[[Endpoint, float], None]
+
+#: Seconds between two questions whether it is ready.
+_INTERVAL = 0.05
+
+_LOADED = re.compile(r"successfully loaded '([^']+)'")
+
+
+def wait_until_ready(
+    supervisor: Supervisor, endpoint: Endpoint, models: int, timeout: float, probe: Probe, console: Console
+) -> None:
+    """Return when Triton is ready and ``probe`` got its answer.
+
+    Raises:
+        RankError: a rank ended.
+        LaunchError: not ready after ``timeout`` seconds, or the probe failed.
+    """
+    deadline = time.monotonic() + timeout
+    with console.progress("starting Triton", models + 1, "steps") as advance:
+        seen: set[str] = set()
+        while not is_ready(endpoint):
+            _check(supervisor, deadline, timeout)
+            loaded = set(_LOADED.findall(_text(rank_log(supervisor.logs, 0))))
+            advance(len(loaded - seen), f"{len(loaded)} of {models} models loaded")
+            seen = loaded
+            supervisor.failing.wait(_INTERVAL)
+        try:
+            probe(endpoint, max(1.0, deadline - time.monotonic()))
+        except ShardyardError:
+            _check(supervisor, deadline, timeout)
+            raise
+        advance(models + 1 - len(seen), "answered")
+
+
+def _check(supervisor: Supervisor, deadline: float, timeout: float) -> None:
+    """Raise if the world has failed or the time is up."""
+    if supervisor.failing.is_set():
+        supervisor.ended.wait()
+        if supervisor.error:
+            raise supervisor.error
+    if time.monotonic() > deadline:
+        tails = [
+            f"last lines of rank {rank}:\n{last_lines(rank_log(supervisor.logs, rank), 10)}"
+            for rank in range(supervisor.ranks)
+        ]
+        raise LaunchError(
+            f"the endpoint was not ready after {timeout:g} s",
+            why="no rank ended, but one of them waits for something\n" + "\n".join(tails),
+            fix="mend what these lines say, or give it longer: --set serve.start_timeout_s=…",
+        )
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
