@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import psutil
@@ -10,11 +11,11 @@ from shardyard.builder.cutting import CuttingPlan, count_bytes, make_cutting_pla
 from shardyard.builder.dtypes import BY_NAME
 from shardyard.builder.hf_config import HfConfig
 from shardyard.builder.layout import kv_heads_per_rank, rank_index, stage_layers
-from shardyard.builder.source import open_source
+from shardyard.builder.source import SourceCheckpoint, open_source
 from shardyard.console import human_bytes
-from shardyard.spec import EngineSpec, Pipeline
+from shardyard.spec import EngineSpec, ParallelSpec, Pipeline
 
-__all__ = ["Plan", "RankPlan", "plan"]
+__all__ = ["Plan", "RankPlan", "plan", "rank_elements"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,12 @@ def plan(pipeline: Pipeline) -> Plan:
         _rank(rank, source.config, pipeline, cutting, kv_dtype) for rank in range(pipeline.parallel.world_size)
     )
     return Plan(pipeline, source.config, cutting.dtype, kv_dtype, ranks)
+
+
+def rank_elements(source: SourceCheckpoint, parallel: ParallelSpec) -> list[int]:
+    """Return the number of weights in each rank file."""
+    cutting = make_cutting_plan(source, parallel, "auto")
+    return [sum(math.prod(shape) for shape in shapes.values()) for shapes in cutting.files]
 
 
 def cache_dtype(pipeline: Pipeline, dtype: str) -> str:
