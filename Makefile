@@ -1,6 +1,8 @@
 # Each target does its own set-up on a fresh machine.
 PIPELINE ?= examples/demo.yaml
-PYTHON   ?= python3
+# The first interpreter that the packages support.
+PYTHON   ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 VENV     := .venv
 BIN      := $(VENV)/bin
 STAMP    := $(VENV)/.installed
@@ -15,8 +17,9 @@ help:            ## list the targets
 setup: $(STAMP)  ## create .venv with the pinned dependencies
 
 $(STAMP): pyproject.toml constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,serve,perf,dev]'
+	@test -x $(BIN)/python || test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 was not found"; exit 4; }
+	@test -x $(BIN)/python || { echo "setting up $(VENV) (about a minute, once)"; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,serve,perf,dev]'
 	@touch $@
 
 examples/checkpoints/tiny-llama/config.json: | $(STAMP)
