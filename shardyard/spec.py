@@ -21,6 +21,7 @@ __all__ = [
     "PerfSpec",
     "Pipeline",
     "ServeSpec",
+    "SloSpec",
 ]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -118,6 +119,14 @@ class LengthSpec(_Section):
     max: Annotated[Positive | None, Field(description="longer draws are cut to this")] = None
 
 
+class SloSpec(_Section):
+    """Limits that a good request keeps. Where one is given, goodput counts the requests that keep all of them."""
+
+    ttft_ms: Annotated[float | None, Field(gt=0, description="longest time to the first token")] = None
+    itl_ms: Annotated[float | None, Field(gt=0, description="longest mean time between tokens")] = None
+    request_latency_ms: Annotated[float | None, Field(gt=0, description="longest time to the whole answer")] = None
+
+
 class PerfSpec(_Section):
     """One load test."""
 
@@ -135,6 +144,7 @@ class PerfSpec(_Section):
     output_tokens: LengthSpec = LengthSpec(mean=32)
     seed: Annotated[int, Field(ge=0, description="the same seed sends the same prompts")] = 0
     request_timeout_s: Annotated[float, Field(gt=0, description="a slower request counts as an error")] = 60.0
+    slo: SloSpec = SloSpec()
 
     @model_validator(mode="after")
     def _arrival(self) -> PerfSpec:
