@@ -1,0 +1,99 @@
+"""What ``locust -f`` loads: users, workload and watch, put together by the plan that an environment variable names.
+
+Locust has patched the standard library before this file is read; gRPC is patched here, before any channel exists.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gevent
+import grpc.experimental.gevent as grpc_gevent
+from locust import events
+
+from shardyard.perf.desk import Desk
+from shardyard.perf.plan import LOAD, PLAN_VARIABLE, RECORDS, WORKLOAD, read_plan
+from shardyard.perf.records import Record, write_records
+from shardyard.perf.users import ARRIVALS, LANES
+from shardyard.perf.watch import Watch
+from shardyard.perf.workload import read_workload
+
+grpc_gevent.init_gevent()
+
+PLAN = read_plan(Path(os.environ[PLAN_VARIABLE]))
+LOAD_USER = ARRIVALS[PLAN.arrival]
+
+
+class StreamUser(LOAD_USER):  # type: ignore[misc,valid-type]
+    """The kind of user that the plan asks for."""
+
+    host = f"{PLAN.host}:{PLAN.grpc_port if PLAN.protocol == 'grpc' else PLAN.http_port}"
+
+
+class _Run:
+    """One start of the users; locust's web page can start them again and again."""
+
+    def __init__(self) -> None:
+        self.desk = Desk(PLAN, read_workload(PLAN.path(WORKLOAD)))
+        self.watch = Watch(self.desk)
+        # The two clocks, read together: records give monotonic times, the report a time of day.
+        self.origin_ns, self.origin_unix_s = time.perf_counter_ns(), time.time()
+
+    def watch_until_over(self, environment: Any) -> None:
+        self.watch.run()
+        if not PLAN.endless:
+            environment.runner.quit()
+
+    def write(self) -> None:
+        write_records(PLAN.path(RECORDS), self._records())
+        load = {
+            **self.watch.report(),
+            "aborted": self.desk.aborted,
+            "origin_unix_s": self.origin_unix_s,
+            "versions": {name: version(name) for name in ("locust", "gevent", "grpcio")},
+            "processes": 1,
+        }
+        PLAN.path(LOAD).write_text(json.dumps(load, indent=1) + "\n", encoding="utf-8")
+
+    def _records(self) -> list[Record]:
+        lane = LANES[PLAN.protocol](PLAN)
+        records = []
+        for ticket, exchange in self.desk.done:
+            chunks = lane.texts(exchange)
+            records.append(
+                Record(
+                    index=ticket.index,
+                    warmup=ticket.warmup,
+                    due_ns=None if ticket.due_ns is None else ticket.due_ns - self.origin_ns,
+                    start_ns=exchange.start_ns - self.origin_ns,
+                    end_ns=exchange.end_ns - self.origin_ns,
+                    chunk_ns=tuple(when - self.origin_ns for when, _ in chunks),
+                    texts=tuple(text for _, text in chunks),
+                    input_tokens=ticket.prompt.input_tokens,
+                    requested_tokens=ticket.prompt.output_tokens,
+                    error=None if exchange.error is None else str(exchange.error),
+                )
+            )
+        return records
+
+
+_runs: list[_Run] = []
+
+
+@events.test_start.add_listener  # type: ignore[untyped-decorator]
+def _start(environment: Any, **_: Any) -> None:
+    run = _Run()
+    _runs[:] = [run]
+    LOAD_USER.desk = run.desk
+    gevent.spawn(run.watch_until_over, environment)
+
+
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
+def _write(environment: Any, **_: Any) -> None:
+    if _runs and not PLAN.endless:
+        _runs[0].write()
