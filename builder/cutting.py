@@ -177,9 +177,8 @@ def _check_tensors(source: SourceCheckpoint, placed: list[Placed]) -> None:
 
 
 def _ignored(name: str, config: HfConfig) -> bool:
-    # A tied head is the embedding, whatever the file holds: that is how transformers loads it.
-    tied_head = config.tied and name == "lm_head.weight"
-    return tied_head or any(fnmatch.fnmatchcase(name, pattern) for pattern in config.family.ignored)
+    # A head that no rule asks for is tied. It is the embedding, whatever the file holds: transformers loads it so.
+    return name == "lm_head.weight" or any(fnmatch.fnmatchcase(name, pattern) for pattern in config.family.ignored)
 
 
 def _check_tensor(source: SourceCheckpoint, name: str, shape: tuple[int, ...], entry: TensorEntry | None) -> None:

@@ -35,13 +35,17 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every rank's share; ``dtype`` and ``kv_dtype`` are names of types. The properties are for a terminal."""
+    """Every rank's share of ``parameters`` weights; ``dtype`` and ``kv_dtype`` are names of types.
+
+    The properties are for a terminal.
+    """
 
     pipeline: Pipeline
     config: HfConfig
     dtype: str
     kv_dtype: str
     ranks: tuple[RankPlan, ...]
+    parameters: int
 
     columns = ("rank", "tp", "pp", "layers", "tensors", "weights", "largest tensor", "KV cache per token")
 
@@ -49,10 +53,9 @@ class Plan:
     def title(self) -> str:
         """One line about the model and the grid."""
         config, degrees = self.config, self.pipeline.parallel
-        parameters = sum(rank.weight_bytes for rank in self.ranks) // BY_NAME[self.dtype].itemsize
         return (
-            f"{config.family.architecture}, {config.num_hidden_layers} layers, {parameters / 1e6:.1f} M elements over "
-            f"{degrees.world_size} rank(s): tp={degrees.tp} pp={degrees.pp} cp={degrees.cp}, {self.dtype}"
+            f"{config.family.architecture}, {config.num_hidden_layers} layers, {self.parameters / 1e6:.1f} M parameters "
+            f"on {degrees.world_size} rank(s): tp={degrees.tp} pp={degrees.pp} cp={degrees.cp}, {self.dtype}"
         )
 
     @property
@@ -113,7 +116,8 @@ def plan(pipeline: Pipeline) -> Plan:
     ranks = tuple(
         _rank(rank, source.config, pipeline, cutting, kv_dtype) for rank in range(pipeline.parallel.world_size)
     )
-    return Plan(pipeline, source.config, cutting.dtype, kv_dtype, ranks)
+    parameters = sum(math.prod(source.entries[name].shape) for name in cutting.pieces)
+    return Plan(pipeline, source.config, cutting.dtype, kv_dtype, ranks, parameters)
 
 
 def rank_elements(source: SourceCheckpoint, parallel: ParallelSpec) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from shardyard.builder.convert import convert_checkpoint
 from shardyard.builder.plan import plan
@@ -36,6 +37,7 @@ def test_the_plan_is_what_convert_writes(write_checkpoint: Write, tmp_path: Path
         assert rank.tensors == len(entries)
         assert rank.weight_bytes == sum(entry.nbytes for entry in entries.values())
         assert rank.largest_bytes == max(entry.nbytes for entry in entries.values()) == entries[rank.largest].nbytes
+    assert made.parameters == sum(tensor.size for tensor in load_file(source / "model.safetensors").values())
     assert len(made.rows) == len(made.ranks)
     assert all(len(row) == len(made.columns) for row in made.rows)
     assert [layer for rank in made.ranks if rank.tp_rank == 0 for layer in rank.layers] == [0, 1, 2]
