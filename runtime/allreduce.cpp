@@ -1,0 +1,188 @@
+// All-reduce as an operation of the OpenVINO CPU plugin, for tensor-parallel ranks on one host.
+//
+// The ranks share a window of memory: a flag that ends every wait, a counter and a process id per rank, and two slots
+// per rank. A call copies its input into one of the rank's slots, raises the rank's counter, waits until the counters
+// of all peers have caught up, and adds the slots in rank order, so every rank gets the same bits. Two slots are
+// enough: a rank that fills a slot again knows from the counters that everyone has left the call in between, and so
+// has finished reading it.
+//
+// A wait spins for a short while and then yields its core at each turn, so that ranks which share cores do not starve
+// each other. It throws when the window is aborted or a peer's process is gone.
+
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include <openvino/core/extension.hpp>
+#include <openvino/core/op_extension.hpp>
+#include <openvino/op/op.hpp>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr auto kSpin = std::chrono::microseconds(20);
+constexpr auto kPeerCheck = std::chrono::milliseconds(100);
+constexpr int kMaxRanks = 64;
+constexpr int kMaxGroups = 64;
+
+struct alignas(64) RankState {
+    std::atomic<std::uint64_t> posted;
+    std::atomic<std::int32_t> process;
+};
+
+struct alignas(64) Window {
+    std::atomic<std::uint32_t> aborted;
+    RankState ranks[kMaxRanks];
+};
+static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "counters are shared between processes");
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+class Group {
+public:
+    void join(void* memory, int rank, int size, std::size_t slot_bytes) {
+        window_ = static_cast<Window*>(memory);
+        slots_ = static_cast<char*>(memory) + sizeof(Window);
+        rank_ = rank, size_ = size, slot_ = slot_bytes, calls_ = 0;
+        window_->ranks[rank].process.store(getpid(), std::memory_order_release);
+    }
+
+    void abort() {
+        if (window_) window_->aborted.store(1, std::memory_order_release);
+    }
+
+    void sum(const float* in, float* out, std::size_t count) {
+        if (!window_) throw std::runtime_error("the all-reduce of this rank has no window");
+        const std::size_t most = slot_ / sizeof(float);
+        for (std::size_t first = 0; first < count; first += most) {
+            sum_part(in + first, out + first, std::min(most, count - first));
+        }
+    }
+
+private:
+    float* slot(int rank, std::uint64_t call) const {
+        return reinterpret_cast<float*>(slots_ + (2 * rank + (call & 1)) * slot_);
+    }
+
+    void sum_part(const float* in, float* out, std::size_t count) {
+        const std::uint64_t call = ++calls_;
+        std::memcpy(slot(rank_, call), in, count * sizeof(float));
+        window_->ranks[rank_].posted.store(call, std::memory_order_release);
+        for (int peer = 0; peer < size_; ++peer) wait(peer, call);
+        const float* first = slot(0, call);
+        const float* second = slot(1, call);
+        for (std::size_t i = 0; i < count; ++i) out[i] = first[i] + second[i];
+        for (int rank = 2; rank < size_; ++rank) {
+            const float* next = slot(rank, call);
+            for (std::size_t i = 0; i < count; ++i) out[i] += next[i];
+        }
+    }
+
+    void wait(int peer, std::uint64_t call) const {
+        const auto& posted = window_->ranks[peer].posted;
+        if (posted.load(std::memory_order_acquire) >= call) return;
+        const auto started = Clock::now();
+        while (Clock::now() - started < kSpin) {
+            for (int i = 0; i < 8; ++i) relax();
+            if (posted.load(std::memory_order_acquire) >= call) return;
+        }
+        auto checked = started;
+        while (posted.load(std::memory_order_acquire) < call) {
+            if (window_->aborted.load(std::memory_order_acquire)) {
+                throw std::runtime_error("all-reduce: the world is being shut down");
+            }
+            const auto now = Clock::now();
+            if (now - checked > kPeerCheck) {
+                checked = now;
+                check_alive(peer);
+            }
+            sched_yield();
+        }
+    }
+
+    void check_alive(int peer) const {
+        const pid_t process = window_->ranks[peer].process.load(std::memory_order_acquire);
+        if (process && kill(process, 0) && errno == ESRCH) {
+            throw std::runtime_error("all-reduce: the process of tensor-parallel rank " + std::to_string(peer) + " is gone");
+        }
+    }
+
+    Window* window_ = nullptr;
+    char* slots_ = nullptr;
+    int rank_ = 0, size_ = 0;
+    std::size_t slot_ = 0;
+    std::uint64_t calls_ = 0;
+};
+
+std::array<Group, kMaxGroups> groups;
+
+class AllReduce : public ov::op::Op {
+public:
+    OPENVINO_OP("AllReduce", "shardyard");
+
+    AllReduce() = default;
+    AllReduce(const ov::Output<ov::Node>& x, std::int64_t group) : Op({x}), group_(group) {
+        constructor_validate_and_infer_types();
+    }
+
+    void validate_and_infer_types() override {
+        set_output_type(0, get_input_element_type(0), get_input_partial_shape(0));
+    }
+
+    std::shared_ptr<ov::Node> clone_with_new_inputs(const ov::OutputVector& inputs) const override {
+        return std::make_shared<AllReduce>(inputs.at(0), group_);
+    }
+
+    bool visit_attributes(ov::AttributeVisitor& visitor) override {
+        visitor.on_attribute("group", group_);
+        return true;
+    }
+
+    bool has_evaluate() const override { return get_input_element_type(0) == ov::element::f32; }
+
+    bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
+        outputs[0].set_shape(inputs[0].get_shape());
+        groups[group_].sum(inputs[0].data<const float>(), outputs[0].data<float>(), inputs[0].get_size());
+        return true;
+    }
+
+private:
+    std::int64_t group_ = 0;
+};
+
+}  // namespace
+
+extern "C" {
+
+std::size_t shardyard_window_bytes(int size, std::size_t slot_bytes) { return sizeof(Window) + 2 * size * slot_bytes; }
+
+int shardyard_max_ranks() { return kMaxRanks; }
+
+int shardyard_max_groups() { return kMaxGroups; }
+
+void shardyard_join(int group, void* memory, int rank, int size, std::size_t slot_bytes) {
+    groups[group].join(memory, rank, size, slot_bytes);
+}
+
+void shardyard_abort(int group) { groups[group].abort(); }
+}
+
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<AllReduce>>()}));

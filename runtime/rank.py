@@ -1,0 +1,153 @@
+"""RankModel: one rank's compiled network and its key/value cache.
+
+The engine's executor and workers run it step by step. It also gives the logits of a whole prompt, for comparing rank
+files with their source. All ranks of the world do this together, e.g. as ``mpirun -n 4 python -m mpi4py -m …``::
+
+    world = World(tp=2, pp=2)                                           # this process's place in the MPI world
+    spec, arrays = rank_arrays(checkpoint, world.rank, weights="float32")
+    model = RankModel(spec, arrays, world, RankSettings.exact())
+    logits = model.logits(prompt)          # last stage: float32 [tokens, this rank's share of the vocabulary]
+                                           # other stages: None, their hidden states went to the next stage
+
+Joining the last stage's shares along the second axis, in order of tp_rank, gives [tokens, vocab]; padding is cut off
+already. ``model.hidden`` holds what this stage handed to the next. A prompt may have as many tokens as fit into
+``kv_blocks`` · 32 and the network's ``max_positions``. With tp = pp = 1 it needs no MPI.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+
+from shardyard.errors import ToolchainError
+from shardyard.runtime.attention import BLOCK_TOKENS
+from shardyard.runtime.collectives import AllReduce, join_all_reduce
+from shardyard.runtime.graph import build_graph
+from shardyard.runtime.network import ComputeType, KvType, NetworkSpec
+from shardyard.runtime.step_plan import StepPlan, single_prompt
+from shardyard.runtime.world import World
+
+__all__ = ["RankModel", "RankSettings"]
+
+_PRECISIONS: dict[str, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "u8"}
+#: Elements of an activation that share one scale when int8 weights meet them; 0 leaves activations alone.
+_QUANTIZATION_GROUP = {"int8": 128}
+
+
+@dataclass(frozen=True)
+class RankSettings:
+    """How a rank computes. ``kv_blocks``: blocks of 32 tokens. ``quantize_activations``: only with int8 weights."""
+
+    compute: ComputeType
+    kv_cache: KvType
+    kv_blocks: int
+    threads: int = 1
+    quantize_activations: bool = True
+
+    @classmethod
+    def exact(cls, kv_blocks: int = 64, threads: int = 1) -> RankSettings:
+        """Return the settings for comparisons: float32 throughout, nothing quantized on the way."""
+        return cls("float32", "float32", kv_blocks, threads, quantize_activations=False)
+
+
+class RankModel:
+    """One rank, ready to run steps. ``arrays`` are kept for as long as the model lives.
+
+    Raises:
+        ToolchainError: OpenVINO cannot compile this network for this CPU.
+    """
+
+    def __init__(
+        self, spec: NetworkSpec, arrays: Mapping[str, NDArray[Any]], world: World, settings: RankSettings
+    ) -> None:
+        self.spec, self.world, self.settings = spec, world, settings
+        self.hidden: NDArray[np.float32] | None = None
+        self.all_reduce: AllReduce | None = join_all_reduce(world.tp_comm) if spec.tp > 1 else None
+        self._arrays = arrays
+        compiled = self._compile()
+        self._request = compiled.create_infer_request()
+        self._caches = [self._allocate(port) for port in compiled.inputs if "_cache." in port.get_any_name()]
+        self._inputs: dict[str, Any] = {}
+
+    def _compile(self) -> Any:
+        settings = self.settings
+        group = _QUANTIZATION_GROUP.get(self.spec.weights, 0) if settings.quantize_activations else 0
+        properties = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": settings.threads,
+            "INFERENCE_PRECISION_HINT": _PRECISIONS[settings.compute],
+            "KV_CACHE_PRECISION": _PRECISIONS[settings.kv_cache],
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+        }
+        core = ov.Core()
+        if self.all_reduce:
+            self.all_reduce.extend(core)
+        graph = build_graph(self.spec, self._arrays, self.all_reduce.node if self.all_reduce else None)
+        try:
+            return core.compile_model(graph, "CPU", properties)
+        except RuntimeError as error:
+            raise ToolchainError(
+                "OpenVINO could not compile the network for this CPU",
+                why=str(error).strip().splitlines()[-1],
+                fix="try engine.compute=float32 and engine.kv_cache=float32",
+            ) from error
+
+    def _allocate(self, port: Any) -> Any:
+        """Give the request a layer's cache. Its pages take memory when they are first written."""
+        kind = port.get_element_type()
+        shape = [self.settings.kv_blocks, *(size.get_length() for size in list(port.get_partial_shape())[1:])]
+        count = int(np.prod(shape))
+        dtype = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16, ov.Type.u8: np.uint8}[kind]
+        memory = np.frombuffer(mmap.mmap(-1, count * kind.size), dtype).reshape(shape)
+        tensor = ov.Tensor(memory, shape, kind)
+        self._request.set_tensor(port.get_any_name(), tensor)
+        return tensor
+
+    def run(self, plan: StepPlan) -> NDArray[np.float32] | None:
+        """Run one step; receive from the previous stage and send to the next as need be.
+
+        Returns the logits, float32 [rows, vocab_valid], valid until the next run, on the last stage; else None.
+        """
+        inputs = {
+            "past_lens": plan.past,
+            "subsequence_begins": plan.begins,
+            "block_indices": plan.blocks,
+            "block_indices_begins": plan.block_begins,
+            "max_context_len": np.array(plan.longest, np.int32),
+            "position_ids": plan.positions,
+        }
+        if self.spec.first:
+            inputs["input_ids"] = plan.tokens
+        else:
+            inputs["hidden"] = self.world.receive_hidden(len(plan.tokens), self.spec.hidden)  # type: ignore[assignment]
+        if self.spec.last:
+            inputs["sample_idx"] = plan.samples
+        output = self._infer(inputs)
+        if self.spec.last:
+            return output
+        self.hidden = output.copy()
+        self.world.send_hidden(self.hidden)
+        return None
+
+    def _infer(self, inputs: dict[str, Any]) -> NDArray[np.float32]:
+        self._inputs = inputs  # The request reads this memory until the inference has ended.
+        for name, array in inputs.items():
+            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        self._request.infer()
+        output: NDArray[np.float32] = self._request.get_output_tensor(0).data
+        return output
+
+    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32] | None:
+        """Return the logits of all positions of one prompt, float32 [tokens, vocab_valid]; None before the last stage.
+
+        Every rank of the world calls it with the same tokens. What the cache held before is overwritten.
+        """
+        logits = self.run(single_prompt(tokens, BLOCK_TOKENS))
+        return None if logits is None else logits.copy()

@@ -1,0 +1,81 @@
+"""StepPlan: what the leader tells every rank about one forward step, as one int32 message.
+
+A step runs any mix of prefill chunks and single decode tokens. Its tokens lie one after the other on one axis;
+``begins`` says where each sequence starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["STOP", "Ints", "StepPlan", "single_prompt"]
+
+Ints = NDArray[np.int32]
+
+#: The message that ends a worker.
+STOP: Ints = np.zeros(1, np.int32)
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One step. All arrays are int32.
+
+    ``tokens`` [tokens]; per sequence: ``past`` [sequences], tokens already in the cache, ``begins`` [sequences + 1]
+    into tokens, ``block_begins`` [sequences + 1] into ``blocks``, its blocks of the cache in order. ``samples`` [rows]:
+    indices into tokens whose logits are wanted. ``full`` : indices into rows of which the leader needs every logit, not
+    only the largest.
+    """
+
+    tokens: Ints
+    past: Ints
+    begins: Ints
+    blocks: Ints
+    block_begins: Ints
+    samples: Ints
+    full: Ints
+
+    @property
+    def positions(self) -> Ints:
+        """Each token's place in its sequence, int32 [tokens]."""
+        counts = np.diff(self.begins)
+        shifts: Ints = np.repeat(self.past - self.begins[:-1], counts)
+        return shifts + np.arange(len(self.tokens), dtype=np.int32)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence, this step's included."""
+        return int((self.past + np.diff(self.begins)).max())
+
+    def encode(self) -> Ints:
+        """Return the step as one message: five counts, then the arrays."""
+        counts = [len(x) for x in (self.tokens, self.past, self.blocks, self.samples, self.full)]
+        head = np.array(counts, np.int32)
+        parts = (self.tokens, self.past, self.begins, self.blocks, self.block_begins, self.samples, self.full)
+        return np.concatenate([head, *parts])
+
+    @classmethod
+    def decode(cls, message: Ints) -> StepPlan:
+        """Read a message that ``encode`` wrote; the arrays are views of it."""
+        tokens, sequences, blocks, samples, full = (int(x) for x in message[:5])
+        sizes = (tokens, sequences, sequences + 1, blocks, sequences + 1, samples, full)
+        ends = list(accumulate(sizes, initial=5))
+        return cls(*(message[start : start + size] for start, size in zip(ends, sizes, strict=False)))
+
+
+def single_prompt(tokens: Sequence[int], block_tokens: int) -> StepPlan:
+    """Return the step that runs one whole prompt in the first blocks of the cache, with the logits of all tokens."""
+    count = len(tokens)
+    return StepPlan(
+        tokens=np.asarray(tokens, np.int32),
+        past=np.zeros(1, np.int32),
+        begins=np.array([0, count], np.int32),
+        blocks=np.arange(-(-count // block_tokens), dtype=np.int32),
+        block_begins=np.array([0, -(-count // block_tokens)], np.int32),
+        samples=np.arange(count, dtype=np.int32),
+        full=np.arange(count, dtype=np.int32),
+    )
