@@ -39,7 +39,7 @@ class World:
         self._under_way: list[tuple[Any, Any]] = []
         self.comm: Any = _join(self.size)
         self.rank: int = self.comm.Get_rank() if self.comm else 0
-        self.stage, self.tp_rank = divmod(self.rank, tp)
+        self.stage, self.tp_rank = self.rank // tp, self.rank % tp
         self.tp_comm: Any = self.comm.Split(self.stage, self.tp_rank) if tp > 1 else None
 
     @property
