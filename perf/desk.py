@@ -45,7 +45,9 @@ class Desk:
         self._warmup = deque(enumerate(workload.warmup))
         self._warmups_open = len(workload.warmup)
         self._warm = Event()
-        self._measured = enumerate(itertools.cycle(workload.prompts) if self._repeats() else workload.prompts)
+        self._measured: Iterator[tuple[int, Prompt]] = enumerate(workload.prompts)
+        if self._repeats():
+            self._measured = itertools.cycle(self._measured)
         self._exhausted = False
         self._failed_in_a_row = self._unreachable_in_a_row = 0
         if not workload.warmup:

@@ -14,7 +14,7 @@ from locust.exception import StopUser
 from shardyard.perf.desk import Desk, Ticket
 from shardyard.perf.grpc_lane import GrpcLane
 from shardyard.perf.http_lane import HttpLane
-from shardyard.perf.lane import Exchange, Lane, LaneError
+from shardyard.perf.lane import Exchange, Lane, LaneError, Unreachable
 from shardyard.perf.plan import Plan
 
 __all__ = ["ARRIVALS", "ClosedLoopUser", "PoissonUser"]
@@ -22,6 +22,8 @@ __all__ = ["ARRIVALS", "ClosedLoopUser", "PoissonUser"]
 LANES: dict[str, Callable[[Plan], Lane]] = {"grpc": GrpcLane, "http": HttpLane}
 #: What locust shows as the request's type.
 TYPES = {"grpc": "gRPC", "http": "SSE"}
+#: Seconds that a user waits after it found nobody there, or a dead endpoint would be asked thousands of times a second.
+RETRY_S = 0.2
 
 
 class _LoadUser(User):  # type: ignore[misc]
@@ -55,6 +57,8 @@ class _LoadUser(User):  # type: ignore[misc]
         self.desk.settle(ticket, exchange)
         if not ticket.warmup:
             self._fire(lane, exchange)
+        if isinstance(exchange.error, Unreachable):
+            gevent.sleep(RETRY_S)
 
     def _fire(self, lane: Lane, exchange: Exchange) -> None:
         """Tell locust's own statistics. They see chunks, not tokens; the report counts tokens after the run."""

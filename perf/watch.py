@@ -50,6 +50,7 @@ class Watch:
         desk = self.desk
         status = {
             "measuring": bool(desk.started_ns),
+            "seconds": (time.perf_counter_ns() - desk.started_ns) / 1e9 if desk.started_ns else 0.0,
             "ended": len(desk.done),
             "completed": desk.completed,
             "errors": desk.errors,
