@@ -95,9 +95,10 @@ def _run_world(
         try:
             run_world(parallel.tp * parallel.pp, MODULE, arguments, timeout=120 + 120 * gigabytes)
         except LaunchError as error:
+            said = [line for line in error.why.splitlines() if line.startswith("rank ")]
             raise ParityError(
                 f"the rank files of {checkpoint} could not be run",
-                why=error.why or error.what,
+                why="; ".join(said) or error.why or error.what,
                 fix="convert again; if that does not help, shardyard doctor says whether MPI works here",
             ) from None
         tokens: list[list[int]] = json.loads((folder / "tokens.json").read_text())

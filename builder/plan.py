@@ -53,10 +53,10 @@ class Plan:
     def title(self) -> str:
         """One line about the model and the grid."""
         config, degrees = self.config, self.pipeline.parallel
-        return (
-            f"{config.family.architecture}, {config.num_hidden_layers} layers, {self.parameters / 1e6:.1f} M parameters "
-            f"on {degrees.world_size} rank(s): tp={degrees.tp} pp={degrees.pp} cp={degrees.cp}, {self.dtype}"
-        )
+        model = f"{config.family.architecture}, {config.num_hidden_layers} layers"
+        size = f"{self.parameters / 1e6:.1f} M parameters in {self.dtype}"
+        grid = f"{degrees.world_size} rank(s): tp={degrees.tp} pp={degrees.pp} cp={degrees.cp}"
+        return f"{model}, {size}, on {grid}"
 
     @property
     def rows(self) -> list[tuple[object, ...]]:

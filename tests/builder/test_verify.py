@@ -1,0 +1,195 @@
+"""verify: a certificate for every grid, and every kind of damage found, by bytes and by numbers each on its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from shardyard.builder.convert import convert, convert_checkpoint, write_rank_files
+from shardyard.builder.cutting import make_cutting_plan
+from shardyard.builder.families.llama import LLAMA
+from shardyard.builder.source import SourceCheckpoint, open_source
+from shardyard.builder.verify import check_bytes, check_numbers, verify
+from shardyard.console import Console
+from shardyard.errors import ArtifactError, ParityError
+from shardyard.pipeline_file import parse_pipeline
+from shardyard.spec import Pipeline
+
+Make = Callable[..., Path]
+Tensors = dict[str, np.ndarray]
+QUIET = Console(quiet=True)
+FC, GATE = "transformer.layers.{}.mlp.fc.weight", "transformer.layers.{}.mlp.gate.weight"
+
+
+def pipeline(checkpoint: Path, **sections: Any) -> Pipeline:
+    return parse_pipeline({"name": "t", "model": {"checkpoint": str(checkpoint)}, **sections})
+
+
+GRIDS: list[tuple[list[str], dict[str, Any]]] = [
+    (["--family", "llama"], {"tp": 1}),
+    (["--family", "llama"], {"tp": 2, "pp": 2}),
+    (["--family", "llama", "--dtype", "bfloat16", "--shards", "2"], {"tp": 4}),
+    (["--family", "qwen2"], {"tp": 2, "pp": 2, "use_parallel_embedding": True}),
+    (["--family", "qwen2"], {"tp": 2, "use_parallel_embedding": True, "embedding_sharding_dim": 1}),
+    (["--family", "llama", "--set", "attention_bias=true", "--set", "tie_word_embeddings=true"], {"pp": 3}),
+]
+
+
+@pytest.mark.parametrize(("options", "degrees"), GRIDS, ids=str)
+def test_every_grid_gets_its_certificate(
+    make_checkpoint: Make, tmp_path: Path, options: list[str], degrees: dict[str, Any], capsys: Any
+) -> None:
+    asked = pipeline(make_checkpoint(*options), parallel=degrees)
+    convert(asked, tmp_path / "checkpoint", QUIET)
+    made = verify(asked, tmp_path / "checkpoint", tmp_path / "certificate", QUIET)
+    certificate = json.loads((made.folder / "certificate.json").read_text())
+    assert certificate["passed"] is True
+    assert certificate["parallel"] == asked.parallel.model_dump()
+    assert certificate["bytes"]["rank_bytes"] > 2_000_000
+    numbers = certificate["numbers"]
+    assert numbers["greedy_agreement"] == 1.0
+    assert 0 < numbers["max_rel"] < 1e-5
+    assert [prompt["prompt_tokens"] for prompt in numbers["prompts"]] == [1, 7, 33, 320]
+    assert "greedy agreement" in capsys.readouterr().out
+    assert verify(asked, tmp_path / "checkpoint", tmp_path / "certificate", QUIET).fresh
+
+
+@pytest.fixture(scope="module")
+def converted(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Path]:
+    """The tiny llama over tp = 2, converted."""
+    asked = pipeline(make_checkpoint("--family", "llama"), parallel={"tp": 2})
+    out = tmp_path_factory.mktemp("converted") / "checkpoint"
+    convert(asked, out, QUIET)
+    return asked, out
+
+
+@pytest.fixture
+def copied(converted: tuple[Pipeline, Path], tmp_path: Path) -> tuple[Pipeline, SourceCheckpoint, Path]:
+    """The same, to be damaged."""
+    shutil.copytree(converted[1], tmp_path / "checkpoint")
+    return converted[0], open_source(converted[0].checkpoint_path()), tmp_path / "checkpoint"
+
+
+def change(path: Path, edit: Callable[[Tensors], Any]) -> None:
+    tensors = load_file(path)
+    edit(tensors)
+    save_file(tensors, path)
+
+
+def swap(tensors: Tensors) -> None:
+    fc, gate = FC.format(2), GATE.format(2)
+    tensors[fc], tensors[gate] = tensors[gate], tensors[fc]
+
+
+CHECKS = {"bytes": check_bytes, "numbers": check_numbers}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_swap_of_fc_and_gate_is_found_by_each_check_alone(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], check: str
+) -> None:
+    asked, source, checkpoint = copied
+    CHECKS[check](asked, source, checkpoint, QUIET)
+    change(checkpoint / "rank1.safetensors", swap)
+    with pytest.raises(ParityError) as caught:
+        CHECKS[check](asked, source, checkpoint, QUIET)
+    wanted = {"bytes": "rank1.safetensors: transformer.layers.2.mlp.fc.weight differs", "numbers": "logits are off by"}
+    assert wanted[check] in caught.value.why
+
+
+def test_a_wrong_line_in_the_table_passes_the_bytes_and_fails_the_numbers(
+    make_checkpoint: Make, tmp_path: Path
+) -> None:
+    """The sharder and the byte algebra read one table; that is why there is a numeric check."""
+    asked = pipeline(make_checkpoint("--family", "llama"))
+    right = open_source(asked.checkpoint_path())
+    parts = {rule.target: rule.parts for rule in LLAMA.table}
+    parts[FC], parts[GATE] = parts[GATE], parts[FC]
+    table = tuple(replace(rule, parts=parts[rule.target]) if "{}" in rule.target else rule for rule in LLAMA.table)
+    wrong = replace(right, config=replace(right.config, family=replace(LLAMA, table=table)))
+    convert_checkpoint(right.folder, tmp_path, asked.parallel)
+    write_rank_files(wrong, make_cutting_plan(wrong, asked.parallel, "auto"), tmp_path, QUIET)
+    check_bytes(asked, wrong, tmp_path, QUIET)
+    with pytest.raises(ParityError, match="do not compute"):
+        check_numbers(asked, wrong, tmp_path, QUIET)
+
+
+def test_rank_files_that_cannot_run_are_an_error_with_the_ranks_words(
+    copied: tuple[Pipeline, SourceCheckpoint, Path],
+) -> None:
+    asked, source, checkpoint = copied
+    change(checkpoint / "rank1.safetensors", lambda tensors: tensors.pop("transformer.layers.3.mlp.proj.weight"))
+    with pytest.raises(ParityError, match="could not be run") as caught:
+        check_numbers(asked, source, checkpoint, QUIET)
+    assert caught.value.why == "rank 1: KeyError: 'transformer.layers.3.mlp.proj.weight'"
+
+
+def test_a_nan_does_not_pass(copied: tuple[Pipeline, SourceCheckpoint, Path]) -> None:
+    asked, source, checkpoint = copied
+    change(checkpoint / "rank0.safetensors", lambda tensors: tensors["transformer.ln_f.weight"].fill(np.nan))
+    with pytest.raises(ParityError, match="do not compute"):
+        check_numbers(asked, source, checkpoint, QUIET)
+
+
+def test_damage_after_a_certificate_is_found_and_leaves_no_new_one(
+    copied: tuple[Pipeline, SourceCheckpoint, Path],
+    tmp_path: Path,
+    shardyard: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    asked, _, checkpoint = copied
+    (tmp_path / "p.yaml").write_text(f"name: t\nmodel: {{checkpoint: {asked.model.checkpoint}}}\nparallel: {{tp: 2}}\n")
+    work = tmp_path / "work" / "t"
+    work.mkdir(parents=True)
+    checkpoint.rename(work / "checkpoint")
+    path = work / "checkpoint" / "rank1.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    done = shardyard("verify", "p.yaml", cwd=tmp_path)
+    assert done.returncode == 3
+    assert "rank1.safetensors: " in done.stderr
+    assert "differs from" in done.stderr
+    assert "fix: convert again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (work / "certificate").exists()
+
+
+def test_a_checkpoint_of_other_settings_or_source_is_refused(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], write_checkpoint: Make, tmp_path: Path
+) -> None:
+    asked, _, checkpoint = copied
+    here = asked.model.checkpoint
+    others = {
+        "parallel": pipeline(Path(here), parallel={"tp": 1}),
+        "quantization": pipeline(Path(here), parallel={"tp": 2}, quantization="w8a16"),
+        "dtype": pipeline(Path(here), parallel={"tp": 2}, engine={"dtype": "bfloat16"}),
+        "model.safetensors": pipeline(write_checkpoint(tmp_path / "other"), parallel={"tp": 2}),
+    }
+    for name, other in others.items():
+        with pytest.raises(ArtifactError, match="was not made from this pipeline") as caught:
+            verify(other, checkpoint, tmp_path / "certificate", QUIET)
+        assert name in caught.value.why
+    with pytest.raises(ArtifactError, match="not a finished artifact"):
+        verify(asked, tmp_path, tmp_path / "certificate", QUIET)
+
+
+def test_too_little_memory_leaves_the_numbers_out_and_says_so(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    asked, _, checkpoint = copied
+    memory = type("Memory", (), {"available": 1_000_000})
+    monkeypatch.setattr("shardyard.builder.parity.psutil.virtual_memory", lambda: memory)
+    made = verify(asked, checkpoint, tmp_path / "certificate", QUIET)
+    numbers = json.loads((made.folder / "certificate.json").read_text())["numbers"]
+    assert numbers["ran"] is False
+    assert "1.00 MB are available" in numbers["why_not"]
+    assert "the numeric check was left out" in capsys.readouterr().err
