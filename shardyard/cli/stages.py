@@ -81,4 +81,4 @@ def up(args: argparse.Namespace) -> None:
         for prompt in args.prompt or PROMPTS:
             ask(context, server.endpoint, prompt, args.max_tokens)
         measured = None if args.no_perf else run_load_test(context, server.endpoint)
-    print_summary(context, made, measured, time.monotonic() - started)
+    print_summary(context, made, measured, time.monotonic() - started, args.pipeline)
