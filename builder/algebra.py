@@ -173,11 +173,11 @@ def _first_difference(source: SourceCheckpoint, share: _Share, got: Array, dtype
     """Return the first row of ``got`` whose bytes are not the source's; None when all are equal."""
     tensor = source.array(share.name)
     for first, rows in _blocks(share.rows, max(1, got.nbytes // len(got))):
-        wanted = cast(tensor[rows] if share.columns is None else tensor[rows, share.columns], dtype)
-        wanted[rows == _PADDING] = 0
-        differs = _bytes(wanted) != _bytes(got[first : first + len(rows)])
-        if differs.any():
-            return first + int(differs.any(axis=1).argmax())
+        chosen = _choose(tensor, rows)
+        wanted = cast(chosen if share.columns is None else chosen[:, share.columns], dtype)
+        found = got[first : first + len(rows)]
+        if not np.array_equal(_bits(wanted), _bits(found)):
+            return first + int((_bits(wanted) != _bits(found)).any(axis=1).argmax())
     return None
 
 
@@ -187,6 +187,17 @@ def _blocks(rows: Array, row_bytes: int) -> Iterator[tuple[int, Array]]:
         yield first, rows[first : first + count]
 
 
-def _bytes(block: Array) -> Array:
-    """Return a block's bytes, uint8 [rows, bytes of a row]: values would make NaN differ and -0 equal 0."""
-    return np.ascontiguousarray(block).view(np.uint8).reshape(len(block), -1)
+def _choose(tensor: Array, rows: Array) -> Array:
+    """Return the rows of a tensor, zeros where _PADDING stands; neighbouring rows without a copy."""
+    if rows[0] != _PADDING and (np.diff(rows) == 1).all():
+        return tensor[rows[0] : rows[-1] + 1]
+    chosen: Array = tensor[rows]
+    chosen[rows == _PADDING] = 0
+    return chosen
+
+
+def _bits(block: Array) -> Array:
+    """Return a block's bits as whole numbers [rows, numbers of a row]: values would make NaN differ and -0 equal 0."""
+    flat = np.ascontiguousarray(block).reshape(len(block), -1)
+    bits: Array = flat.view(np.uint64 if flat[0].nbytes % 8 == 0 else np.uint8)
+    return bits
