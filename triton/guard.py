@@ -2,8 +2,8 @@
 
 Runs as a program of its own: ``python -m shardyard.triton.guard RUN_FOLDER``. It starts mpirun and waits until mpirun
 has ended or its standard input is closed, which the kernel does when the supervisor ends in any way, ``kill -9``
-included. Then it ends every process of the run and removes the run's folder and shared memory. It imports the standard
-library alone, so that it starts in milliseconds.
+included. Then it kills every process of the run and removes the run's folder and shared memory. An end in order comes
+before that and is the supervisor's business. It imports the standard library alone, to start in milliseconds.
 
 Processes of the run are known by a variable in their environment: tritonserver's stubs are re-parented when it dies,
 so that a walk down the process tree would miss them.
@@ -24,7 +24,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PLAN", "RUN_VARIABLE", "SHM", "clean", "die_with_parent", "end_run", "run_processes"]
+__all__ = [
+    "MPIRUN",
+    "PIDS",
+    "PLAN",
+    "RUN_VARIABLE",
+    "SHM",
+    "clean",
+    "die_with_parent",
+    "end_run",
+    "run_processes",
+    "write_pid",
+]
 
 #: In the environment of every process of a run, with the run's token as value.
 RUN_VARIABLE = "SHARDYARD_RUN"
@@ -35,18 +46,30 @@ SHM = Path("/dev/shm")
 #: In the run's folder: what the guard is to start.
 PLAN = "guard.json"
 
+#: In the run's folder: one file per process that the supervisor watches, with its process id.
+PIDS = "pids"
+MPIRUN = "mpirun"
+
+#: Seconds that mpirun gets to say which rank ended first and how, once all ranks are dead.
+LAST = 1.0
+
 #: Seconds that the kernel gets to end a process after SIGKILL.
 UNKILLABLE = 3.0
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def die_with_parent() -> None:
     """Have the kernel kill this process as soon as its parent dies."""
     parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent or parent == 1:
         os._exit(1)  # it died before the kernel knew
+
+
+def _prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def run_processes(token: str) -> list[int]:
@@ -64,23 +87,18 @@ def run_processes(token: str) -> list[int]:
     return found
 
 
-def end_run(token: str, grace: float) -> None:
-    """End every process of a run: SIGTERM, after ``grace`` seconds SIGKILL; return when none is left.
+def end_run(token: str, *, last: int | None = None) -> None:
+    """Kill every process of a run, but let the process ``last`` end by itself if it does within ``LAST`` seconds.
 
     It gives up on a process that does not end ``UNKILLABLE`` seconds after that: the kernel holds it.
     """
-    _signal(run_processes(token), signal.SIGTERM)
-    deadline = time.monotonic() + grace
-    while (alive := run_processes(token)) and time.monotonic() < deadline + UNKILLABLE:
-        if time.monotonic() > deadline:
-            _signal(alive, signal.SIGKILL)
-        time.sleep(0.02)
-
-
-def _signal(processes: list[int], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, number)
+    started = time.monotonic()
+    while (alive := run_processes(token)) and time.monotonic() < started + LAST + UNKILLABLE:
+        for process in alive:
+            if process != last or time.monotonic() > started + LAST:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def clean(folder: str, shm_prefix: str) -> None:
@@ -93,38 +111,49 @@ def clean(folder: str, shm_prefix: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _watch(process: subprocess.Popen[bytes]) -> None:
-    """Return when ``process`` has ended or the supervisor has gone."""
-    ended = os.pidfd_open(process.pid)
-    poll = select.poll()
-    poll.register(ended, select.POLLIN)
-    poll.register(sys.stdin.fileno(), select.POLLIN | select.POLLHUP)
-    poll.poll()
+def _guard(run: Path) -> int:
+    plan: dict[str, Any] = json.loads((run / PLAN).read_text())
+    # Orphans become our children, and we reap them: not every container has an init that does.
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    mpirun = None
+    try:
+        mpirun = subprocess.Popen(
+            plan["command"], env=plan["environment"], cwd=run, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent
+        )
+        write_pid(run / PIDS, MPIRUN, mpirun.pid)
+        _wait(mpirun.pid)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end_run(plan["token"], last=mpirun.pid if mpirun else None)
+        clean(str(run), plan["shm_prefix"])
+    status = mpirun.wait(UNKILLABLE)
+    _reap(UNKILLABLE)
+    return status if status >= 0 else 128 - status
+
+
+def write_pid(folder: Path, name: str, pid: int) -> None:
+    """Write a process id to a file, all at once."""
+    draft = folder / f".{name}"
+    draft.write_text(str(pid))
+    draft.rename(folder / name)
+
+
+def _wait(pid: int) -> None:
+    """Return when the process has ended or the supervisor has gone."""
+    ended = os.pidfd_open(pid)
+    select.select([ended, sys.stdin.fileno()], [], [])
     os.close(ended)
 
 
-def _guard(folder: str) -> int:
-    plan: dict[str, Any] = json.loads((Path(folder) / PLAN).read_text())
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    try:
-        with Path(plan["log"]).open("wb") as log:
-            mpirun = subprocess.Popen(
-                plan["command"],
-                env=plan["environment"],
-                cwd=plan["cwd"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                preexec_fn=die_with_parent,
-            )
-        _watch(mpirun)
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        end_run(plan["token"], plan["grace"])
-        clean(folder, plan["shm_prefix"])
-    return mpirun.wait()
+def _reap(seconds: float) -> None:
+    """Reap every child; ``seconds`` bounds the wait for those that are just ending."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.01)
 
 
 if __name__ == "__main__":
-    status = _guard(sys.argv[1])
-    sys.exit(status if status >= 0 else 128 - status)
+    sys.exit(_guard(Path(sys.argv[1])))

@@ -27,10 +27,11 @@ _ABORTED = re.compile(r"MPI_ABORT was invoked on rank (\d+)")
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended too early: ``rank`` is None for mpirun itself."""
+    """A process that ended too early: ``rank`` is None for mpirun itself, ``stub`` marks a child of rank 0."""
 
     rank: int | None
     name: str
+    stub: bool = False
 
 
 def mpirun_log(logs: Path) -> Path:
@@ -48,38 +49,54 @@ def last_lines(path: Path, count: int = TAIL_LINES) -> str:
     return "\n".join(line if len(line) <= TAIL_WIDTH else line[:TAIL_WIDTH] + "…" for line in lines[-count:])
 
 
-def explain(first: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> LaunchError:
-    """Return the error for a world whose processes ``first`` were seen to end."""
-    rank, how = _culprit(logs, ranks)
-    process = next((ended for ended in first if ended.rank is not None), first[0])
-    if rank is None:
-        rank = process.rank
-    name = process.name if process.rank == rank else _name(rank)
+def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> LaunchError:
+    """Return the error for a world whose processes ``gone`` were the first that were seen to end."""
+    ended, how = _culprit(gone, logs, ranks)
     state = "while the endpoint was up" if ready else "before the endpoint was ready"
-    if rank is None:
+    if ended.rank is None:
         said = last_lines(mpirun_log(logs)) or "it wrote nothing"
-        return LaunchError(f"mpirun ended {state}", why=said, fix=f"see the logs in {logs}")
+        return LaunchError(f"mpirun ended {state}", why=said, fix=f"see the logs in {logs}, then start again")
     return RankError(
-        rank,
-        f"rank {rank} of {ranks} ({name}) ended {state}",
-        why=f"{how or 'it ended by itself'}; a world that lacks a rank cannot answer, so all of it was ended",
-        fix=f"mend what its last lines say and start again; all lines: {rank_log(logs, rank)}",
-        tail=last_lines(rank_log(logs, rank)),
+        ended.rank,
+        f"rank {ended.rank} of {ranks} ({ended.name}) ended {state}",
+        why=f"{how}; a world that lacks a rank cannot answer, so all of it was ended",
+        fix=f"mend what its last lines say and start again; all its lines are in {rank_log(logs, ended.rank)}",
+        tail=last_lines(rank_log(logs, ended.rank)),
     )
 
 
-def _name(rank: int | None) -> str:
-    return "tritonserver" if rank == 0 else "worker"
+def _culprit(gone: Sequence[Ended], logs: Path, ranks: int) -> tuple[Ended, str]:
+    """Return the process that was the first to end, and how it did.
+
+    What an aborting rank writes is certain. What the kernel told us comes next, if it was one process. When several
+    ended at once, mpirun knows better: it is their parent.
+    """
+    if (rank := _aborted(logs, ranks)) is not None:
+        return _process(rank), "it met an error and aborted the MPI world"
+    told, how = _told_by_mpirun(mpirun_log(logs))
+    if len(gone) == 1 and gone[0].rank is not None:
+        if gone[0].stub:
+            return gone[0], "it was killed or crashed"
+        return gone[0], how if told == gone[0].rank else "it ended with status 0, which nobody had asked it to"
+    if told is not None:
+        return _process(told), how
+    return next((ended for ended in gone if ended.rank is None), gone[0]), "it ended by itself"
 
 
-def _culprit(logs: Path, ranks: int) -> tuple[int | None, str]:
-    """Return the rank that mpirun or an aborting rank names, and how it ended."""
-    for rank in range(ranks):
-        if found := _ABORTED.search(_read(rank_log(logs, rank))):
-            return int(found[1]), "it met an error and aborted the MPI world"
-    said = _read(mpirun_log(logs))
-    if found := _ABORTED.search(said):
-        return int(found[1]), "it met an error and aborted the MPI world"
+def _process(rank: int) -> Ended:
+    return Ended(rank, "worker" if rank else "tritonserver")
+
+
+def _aborted(logs: Path, ranks: int) -> int | None:
+    for path in (mpirun_log(logs), *(rank_log(logs, rank) for rank in range(ranks))):
+        if found := _ABORTED.search(_read(path)):
+            return int(found[1])
+    return None
+
+
+def _told_by_mpirun(log: Path) -> tuple[int | None, str]:
+    """Return the rank that mpirun says ended first, and how."""
+    said = _read(log)
     if found := _SIGNALLED.search(said):
         return int(found[1]), f"it was killed by {_signal_name(int(found[2]))}"
     if found := _EXITED.search(said):

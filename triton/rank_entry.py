@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from shardyard.triton.guard import die_with_parent
+from shardyard.triton.guard import die_with_parent, write_pid
 
 __all__ = ["RANK_VARIABLES", "rank_log"]
 
@@ -28,9 +28,7 @@ def _main(pids: Path, logs: Path, program: list[str]) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     die_with_parent()
-    draft = pids / f".{rank}"
-    draft.write_text(str(os.getpid()))
-    draft.rename(pids / str(rank))
+    write_pid(pids, str(rank), os.getpid())
     os.execvp(program[0], program)
 
 

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.triton.guard import RUN_VARIABLE, SHM, clean
+from shardyard.triton.guard import PIDS, RUN_VARIABLE, SHM, clean
 
 __all__ = ["RunFolder", "sweep"]
 
@@ -17,6 +17,7 @@ __all__ = ["RunFolder", "sweep"]
 SHM_VARIABLE = "SHARDYARD_SHM_PREFIX"
 
 _LOCK = "lock"
+_TEMPORARY = "tmp"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class RunFolder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = _folder(token)
         path.mkdir(mode=0o700)
-        for name in ("ranks", "tmp"):
+        for name in (PIDS, _TEMPORARY):
             (path / name).mkdir()
         (SHM / f"{_prefix(token)}mpi").mkdir(mode=0o700)
         return cls(token, path, lock)
@@ -48,16 +49,16 @@ class RunFolder:
         return _prefix(self.token)
 
     @property
-    def ranks(self) -> Path:
-        """Holds one file per rank, named by its number, with its process id."""
-        return self.path / "ranks"
+    def pids(self) -> Path:
+        """Holds one file per rank, named by its number, and one for mpirun: their process ids."""
+        return self.path / PIDS
 
     def environment(self) -> dict[str, str]:
         """Return the variables that keep the world's temporary files and shared memory in this run's places."""
         return {
             RUN_VARIABLE: self.token,
             SHM_VARIABLE: self.shm_prefix,
-            "TMPDIR": str(self.path / "tmp"),
+            "TMPDIR": str(self.path / _TEMPORARY),
             "OMPI_MCA_btl_sm_backing_directory": str(SHM / f"{self.shm_prefix}mpi"),
         }
 

@@ -133,7 +133,7 @@ def _start(
         binary=files.binary,
         backends=prepare_backends(files, run.path / "backends"),
         shm_prefix=run.shm_prefix,
-        pids=run.ranks,
+        pids=run.pids,
         logs=supervisor.logs,
     )
     supervisor.start(launch.command(), {"LD_LIBRARY_PATH": files.library_path()})

@@ -90,10 +90,11 @@ def _in_wheel() -> ServerFiles:
     stub = stubs / _python_minor() / STUB
     if not stub.is_file():
         versions = sorted((p.parent.name for p in stubs.glob(f"*/{STUB}")), key=lambda v: int(v.split(".")[-1]))
+        newest = versions[-1] if versions else "3"
         raise ToolchainError(
             f"tritonserver has no stub for Python {_python_minor()}",
             why=f"nvidia-pytriton {package_version('nvidia-pytriton')} has stubs for Python {', '.join(versions)} only",
-            fix=f"make the virtual environment with one of these, for example python{versions[-1] if versions else '3'}",
+            fix=f"make the virtual environment with one of these, for example python{newest}",
         )
     return ServerFiles(
         f"nvidia-pytriton {package_version('nvidia-pytriton')}",

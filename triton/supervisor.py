@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from shardyard.errors import LaunchError
@@ -21,20 +22,21 @@ from shardyard.triton.watch import Watch
 
 __all__ = ["Supervisor"]
 
-#: Seconds between SIGTERM and SIGKILL when the world is broken: its ranks wait for each other and cannot end cleanly.
-GRACE = 1.0
-
-#: Seconds that mpirun gets to notice a dead rank by itself: it says how the rank ended.
-NOTICE = 0.5
+_MPIRUN = Ended(None, "mpirun")
+_TRITON = Ended(0, "tritonserver")
 
 #: Seconds between two looks for ranks that have just started.
 LOOK = 0.05
+
+#: Seconds that mpirun gets to notice that a rank died, before the others are killed too.
+NOTICE = 0.1
 
 
 class Supervisor:
     """Starts a world's command through the guard and watches it from a thread of its own.
 
-    ``ended`` is set when nothing runs any more; ``error`` then says why, or is None after ``stop``.
+    ``failing`` is set as soon as a process has ended too early, ``ended`` when nothing runs any more; ``error`` then
+    says why, or is None after ``stop``.
     """
 
     def __init__(self, run: RunFolder, logs: Path, ranks: int) -> None:
@@ -47,7 +49,9 @@ class Supervisor:
         self.error: LaunchError | None = None
         self._stopping = False
         self._watch: Watch[Ended] = Watch()
-        self._pids: dict[int, int] = {}
+        self._expected = {guard.MPIRUN: _MPIRUN, "0": _TRITON} | {str(n): Ended(n, "worker") for n in range(1, ranks)}
+        self._pids: dict[str, int] = {}
+        self._guard: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._supervise, name="shardyard-supervisor", daemon=True)
 
     def start(self, command: list[str], environment: dict[str, str]) -> None:
@@ -55,60 +59,75 @@ class Supervisor:
         plan = {
             "command": command,
             "environment": child_environment({**environment, **self.run.environment()}),
-            "cwd": str(self.run.path),
-            "log": str(mpirun_log(self.logs)),
             "token": self.run.token,
             "shm_prefix": self.run.shm_prefix,
-            "grace": GRACE,
         }
         (self.run.path / guard.PLAN).write_text(json.dumps(plan))
-        self._guard = subprocess.Popen(
-            [sys.executable, "-m", "shardyard.triton.guard", str(self.run.path)],
-            env=child_environment(),
-            cwd=self.run.path,
-            stdin=subprocess.PIPE,
-            # A session of its own: Ctrl-C in the terminal reaches this process alone, which ends the world in order.
-            start_new_session=True,
-        )
-        self._watch.add(self._guard.pid, Ended(None, "mpirun"))
+        with mpirun_log(self.logs).open("wb") as log:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-m", "shardyard.triton.guard", str(self.run.path)],
+                env=child_environment(),
+                cwd=self.run.path,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                # A session of its own: Ctrl-C in the terminal reaches this process alone; it ends the world in order.
+                start_new_session=True,
+            )
+        self._watch.add(self._guard.pid, _MPIRUN)
         self._thread.start()
 
     def endpoint_is_ready(self) -> None:
         """Watch the Python models' processes too: Triton goes on without them and would answer no more."""
         for pid, model in self._stubs():
-            self._watch.add(pid, Ended(0, f"tritonserver's process for {model}"))
+            self._watch.add(pid, Ended(0, f"tritonserver's process for {model}", stub=True))
         self.ready = True
         self._watch.wake()
 
     def stop(self, timeout: float) -> None:
         """End the world: in order if that takes at most ``timeout`` seconds, else by force."""
+        if self._stopping:
+            return
         self._stopping = True
         self._watch.wake()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         if not self.ended.is_set():
-            # Triton unloads its models; the leader then dismisses the workers, and mpirun ends last.
-            if 0 in self._pids:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self._pids[0], signal.SIGTERM)
-                self._wait(timeout)
+            if self.ready:
+                self._unload(timeout)
             self._end()
+        self._watch.close()
+
+    def _unload(self, timeout: float) -> None:
+        """Have Triton unload its models; the leader then dismisses the workers.
+
+        Triton itself ends up to a second after its models and is not waited for.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pids["0"], signal.SIGTERM)
+        deadline = time.monotonic() + timeout
+        while set(self._watch.labels) - {_MPIRUN, _TRITON} and time.monotonic() < deadline:
+            self._watch.wait(deadline - time.monotonic())
 
     def _supervise(self) -> None:
         while not self._stopping:
-            self._find_ranks()
-            gone = self._watch.wait(LOOK if len(self._pids) < self.ranks else None)
+            self._find_processes()
+            gone = self._watch.wait(LOOK if self._expected else None)
             if gone and not self._stopping:
                 self.failing.set()
                 self._wait(NOTICE)
-                self._end(explain(gone, self.logs, self.ranks, ready=self.ready))
+                self._end()
+                self.error = explain(gone, self.logs, self.ranks, ready=self.ready)
+                self.ended.set()
                 return
 
-    def _find_ranks(self) -> None:
-        for rank in range(self.ranks):
-            path = self.run.ranks / str(rank)
-            if rank not in self._pids and path.exists():
-                self._pids[rank] = int(path.read_text())
-                self._watch.add(self._pids[rank], Ended(rank, "worker" if rank else "tritonserver"))
+    def _find_processes(self) -> None:
+        for name, label in list(self._expected.items()):
+            path = self.run.pids / name
+            if path.exists():
+                self._pids[name] = int(path.read_text())
+                self._watch.add(self._pids[name], label)
+                del self._expected[name]
 
     def _stubs(self) -> list[tuple[int, str]]:
         """Return process id and model name of each Python model's process."""
@@ -120,21 +139,17 @@ class Supervisor:
                     found.append((pid, Path(arguments[0]).parent.parent.name))
         return found
 
-    def _wait(self, seconds: float) -> bool:
-        """Return whether the guard, and with it everything, ended within ``seconds``."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._guard.wait(seconds)
-            return True
-        return False
+    def _wait(self, seconds: float) -> None:
+        """Wait until the guard, and with it everything, has ended, but not longer than ``seconds``."""
+        if self._guard:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(seconds)
 
-    def _end(self, error: LaunchError | None = None) -> None:
+    def _end(self) -> None:
         """End what is still there; the guard does it, unless it was itself killed."""
-        if self._guard.stdin:
+        if self._guard and self._guard.stdin:
             self._guard.stdin.close()
-        if not self._wait(GRACE + guard.UNKILLABLE + 1):
+            self._wait(guard.LAST + 3 * guard.UNKILLABLE)
             self._guard.kill()
-        guard.end_run(self.run.token, 0)
+        guard.end_run(self.run.token)
         self.run.remove()
-        self._watch.close()
-        self.error = error
-        self.ended.set()

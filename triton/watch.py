@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Watch(Generic[T]):
-    """A set of processes, each with a label; ``wait`` returns the labels of those that have ended."""
+    """A set of processes, each with a label; ``wait`` takes those out that have ended."""
 
     def __init__(self) -> None:
         self._poll = select.poll()
@@ -20,6 +20,11 @@ class Watch(Generic[T]):
         self._gone: list[T] = []
         self._woken, self._waker = os.pipe()
         self._poll.register(self._woken, select.POLLIN)
+
+    @property
+    def labels(self) -> list[T]:
+        """Labels of the processes that have not been seen to end."""
+        return list(self._labels.values())
 
     def add(self, pid: int, label: T) -> None:
         """Watch one more process; one that has ended already counts as ended."""
@@ -33,13 +38,19 @@ class Watch(Generic[T]):
 
     def wait(self, seconds: float | None) -> list[T]:
         """Return the labels of ended processes, in no particular order; empty after ``seconds`` or ``wake``."""
-        if self._gone:
-            return self._gone
-        events = self._poll.poll(None if seconds is None else seconds * 1000)
-        return [self._labels[handle] for handle, _ in events if handle in self._labels]
+        events = self._poll.poll(0 if self._gone else None if seconds is None else max(0, seconds) * 1000)
+        gone, self._gone = self._gone, []
+        for handle, _ in events:
+            if handle == self._woken:
+                os.read(handle, 1)
+            else:
+                gone.append(self._labels.pop(handle))
+                self._poll.unregister(handle)
+                os.close(handle)
+        return gone
 
     def wake(self) -> None:
-        """Make a ``wait`` in another thread return."""
+        """Make a ``wait`` in another thread return, now or the next time."""
         os.write(self._waker, b".")
 
     def close(self) -> None:

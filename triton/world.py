@@ -39,9 +39,8 @@ def read_world(model_repo: Path) -> World:
         mapping = json.loads(config.read_text(encoding="utf-8"))["pretrained_config"]["mapping"]
         ranks = int(mapping["world_size"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unfinished(
-            f"the engine in {engine} cannot be used", f"{config}: {type(error).__name__}: {error}"
-        ) from None
+        why = f"{config}: {type(error).__name__}: {error}"
+        raise _unfinished(f"the engine in {engine} cannot be used", why) from None
     missing = [name for name in (f"rank{rank}.engine" for rank in range(ranks)) if not (engine / name).is_file()]
     if missing:
         raise _unfinished(f"the engine in {engine} is not whole", f"it has {ranks} ranks and no {missing[0]}")
@@ -59,7 +58,7 @@ def _engine_folder(model_repo: Path) -> Path:
         config = text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
     except (OSError, text_format.ParseError) as error:
         raise _unfinished(f"{model_repo} is not a usable model repository", f"{path}: {error}") from None
-    named = config.parameters[ENGINE_PARAMETER].string_value
+    named = str(config.parameters[ENGINE_PARAMETER].string_value)
     if not named:
         raise _unfinished(f"{model_repo} names no engine", f"{path} has no parameter {ENGINE_PARAMETER}")
     return (model_repo / named).resolve()
@@ -67,5 +66,5 @@ def _engine_folder(model_repo: Path) -> Path:
 
 def _unfinished(what: str, why: str) -> ArtifactError:
     return ArtifactError(
-        what, why=why, fix="make it anew: shardyard build PIPELINE.yaml, then shardyard fill PIPELINE.yaml"
+        what, why=why, fix="make it anew: shardyard fill PIPELINE.yaml (and before it, shardyard build)"
     )

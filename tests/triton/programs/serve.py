@@ -1,0 +1,24 @@
+"""Serves a model repository until a signal, as the command line does: ``serve.py REPO LOGS RANKS WORKER…``."""
+
+import json
+import sys
+from pathlib import Path
+
+from shardyard.console import Console
+from shardyard.errors import ShardyardError
+from shardyard.pipeline_file import parse_pipeline
+from shardyard.triton.serve import launch
+from shardyard.triton.world import World
+
+repo, logs, ranks, *worker = sys.argv[1:]
+pipeline = parse_pipeline(
+    {"name": "t", "model": {"checkpoint": "x"}, "serve": {"http_port": 0, "grpc_port": 0, "metrics_port": 0}}
+)
+try:
+    with launch(pipeline, Path(repo), Path(logs), Console(), world=World(int(ranks), tuple(worker))) as server:
+        print(json.dumps({"ready": server.supervisor.run.token}), flush=True)
+        server.wait()
+except ShardyardError as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)
+print("clean end", flush=True)

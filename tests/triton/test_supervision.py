@@ -1,0 +1,103 @@
+"""What happens when a process of the world ends that should not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shardyard.errors import LaunchError, RankError
+from shardyard.triton.serve import Server
+
+pytestmark = pytest.mark.e2e
+
+PROGRAMS = Path(__file__).parent / "programs"
+
+Start = Callable[..., Server]
+Check = Callable[..., None]
+
+
+def family(of: int | None = None) -> list[psutil.Process]:
+    return psutil.Process(of).children(recursive=True)
+
+
+def find(processes: list[psutil.Process], program: str) -> psutil.Process:
+    """Return the process that runs ``program``, not those that only have it as an argument."""
+    (found,) = [process for process in processes if program in process.cmdline()[0]]
+    return found
+
+
+def rank(server: Server, number: int) -> int:
+    return int((server.supervisor.run.pids / str(number)).read_text())
+
+
+def expect_rank_error(server: Server) -> RankError:
+    started = time.monotonic()
+    with pytest.raises(RankError) as caught:
+        server.wait()
+    assert time.monotonic() - started < 5
+    return caught.value
+
+
+@pytest.mark.parametrize(("ranks", "victim"), [(2, 1), (3, 2)])
+def test_a_killed_worker_ends_the_world(start: Start, nothing_left: Check, ranks: int, victim: int) -> None:
+    with pytest.raises(RankError), start(ranks) as server:
+        processes = family()
+        os.kill(rank(server, victim), signal.SIGKILL)
+        error = expect_rank_error(server)
+        nothing_left(processes, server.supervisor.run.token)
+        server.wait()
+    assert error.rank == victim
+    assert f"rank {victim} of {ranks} (worker) ended while the endpoint was up" in error.what
+    assert "SIGKILL" in error.why
+    assert f"worker {victim} is up" in error.tail
+
+
+def test_a_killed_tritonserver_ends_the_world(start: Start, nothing_left: Check) -> None:
+    with pytest.raises(RankError, match="rank 0 of 2") as caught, start(2) as server:
+        processes = family()
+        os.kill(rank(server, 0), signal.SIGKILL)
+        server.wait()
+    nothing_left(processes, server.supervisor.run.token)
+    assert "SIGKILL" in caught.value.why
+    assert "GRPCInferenceService" in caught.value.tail
+
+
+def test_a_killed_model_process_ends_the_world(start: Start, nothing_left: Check) -> None:
+    with pytest.raises(RankError) as caught, start(2) as server:
+        processes = family()
+        find(processes, "triton_python_backend_stub").kill()
+        server.wait()
+    nothing_left(processes, server.supervisor.run.token)
+    assert "rank 0 of 2 (tritonserver's process for ensemble)" in caught.value.what
+
+
+@pytest.mark.parametrize("program", ["mpirun", "shardyard.triton.guard"])
+def test_a_killed_launcher_ends_the_world(start: Start, nothing_left: Check, program: str) -> None:
+    with pytest.raises(LaunchError, match="ended while the endpoint was up"), start(2) as server:
+        processes = family()
+        (watchdog,) = psutil.Process().children()
+        (victim,) = [
+            p
+            for p in processes
+            if (p.pid in of_guard) == (program != "mpirun") and p.ppid() in {os.getpid(), *of_guard}
+        ]
+        victim.kill()
+        server.wait()
+    nothing_left(processes, server.supervisor.run.token, reaped=program == "mpirun")
+
+
+@pytest.mark.parametrize(("does", "hint"), [("0", "status 0"), ("3", "status 3"), ("raise", "aborted the MPI world")])
+def test_a_worker_that_ends_too_early(start: Start, nothing_left: Check, does: str, hint: str) -> None:
+    with pytest.raises(RankError) as caught, start(3, does, "2") as server:
+        processes = family()
+        server.wait()
+    nothing_left(processes, server.supervisor.run.token)
+    assert caught.value.rank == 2
+    assert hint in caught.value.why
+    assert f"does as told: {does}" in caught.value.tail
