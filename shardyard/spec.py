@@ -118,6 +118,12 @@ class LengthSpec(_Section):
     min: Annotated[Positive, Field(description="shorter draws are cut to this")] = 1
     max: Annotated[Positive | None, Field(description="longer draws are cut to this")] = None
 
+    @model_validator(mode="after")
+    def _limits(self) -> LengthSpec:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max={self.max} is below min={self.min}; possible: max ≥ min")
+        return self
+
 
 class SloSpec(_Section):
     """Limits that a good request keeps. Where one is given, goodput counts the requests that keep all of them."""

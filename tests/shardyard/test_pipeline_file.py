@@ -32,6 +32,7 @@ def test_defaults() -> None:
         ({"serve": {"http_port": 70000}}, "serve.http_port=70000 is not possible", "65535"),
         ({"perf": {"arrival": "poisson"}}, "arrival=poisson needs rate", ""),
         ({"perf": {"requests": None}}, "give requests, duration_s or both", ""),
+        ({"perf": {"input_tokens": {"mean": 9, "min": 5, "max": 4}}}, "max=4 is below min=5", "max ≥ min"),
         ({"name": "../up"}, "name='../up' must be a file name", ""),
         ({"model": {}}, "key 'model.checkpoint' is missing", "add it"),
         ({"model": "x"}, "model='x' is not possible", ""),
