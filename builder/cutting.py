@@ -72,9 +72,9 @@ def make_cutting_plan(source: SourceCheckpoint, parallel: ParallelSpec, dtype: s
             or type than config.json says.
     """
     config = source.config
+    _check_tensors(source)
     check_degrees(config, parallel)
-    placed = list(place_rules(config, parallel.pp))
-    _check_tensors(source, placed)
+    placed = place_rules(config, parallel.pp)
     files: tuple[dict[str, tuple[int, ...]], ...] = tuple({} for _ in range(parallel.tp * parallel.pp))
     pieces: dict[str, list[Piece]] = {}
     for item in placed:
@@ -157,12 +157,18 @@ def _row_slice(cut: Cut, part: Part, tp_rank: int, config: HfConfig, tp: int) ->
     return range(tp_rank * each, (tp_rank + 1) * each)
 
 
-def _check_tensors(source: SourceCheckpoint, placed: list[Placed]) -> None:
+def _check_tensors(source: SourceCheckpoint) -> None:
     """Compare the headers with what the table expects, both ways."""
-    sizes = source.config.sizes
+    layers, sizes = source.config.num_hidden_layers, source.config.sizes
+    if layers > len(source.entries):
+        raise CheckpointError(
+            f"{source.folder} holds {len(source.entries)} tensors",
+            why=f"config.json says num_hidden_layers={layers}, and a layer has several",
+            fix="check that config.json belongs to these weights",
+        )
     wanted = {
         part.name: tuple(sizes[name] for name in (part.rows, part.columns) if name)
-        for item in placed
+        for item in place_rules(source.config, 1)
         for part in item.parts
     }
     for name, shape in wanted.items():

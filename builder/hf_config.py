@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ class _Keys:
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             self._wrong(key, value, "a number above 0")
         return float(value)
 
@@ -160,10 +161,10 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> HfConfig:
 
 def _family(raw: Mapping[str, Any], path: Path) -> Family:
     named = raw.get("architectures")
-    name = named[0] if isinstance(named, list) and named else None
+    name = str(named[0]) if isinstance(named, list) and named else None
     if name in FAMILIES:
         return FAMILIES[name]
-    near = difflib.get_close_matches(str(name), FAMILIES, n=1, cutoff=0.0)
+    near = difflib.get_close_matches(name or "", FAMILIES, n=1, cutoff=0.0)
     raise CheckpointError(
         f"{path}: architecture {name!r} is not supported" if name else f"{path} names no architecture",
         why=f"supported: {', '.join(FAMILIES)}" + (f"; the nearest is {near[0]}" if name else ""),
@@ -175,9 +176,9 @@ def _refuse(raw: Mapping[str, Any], path: Path) -> None:
     wanted = [(key, raw[key], what) for key, fine, what in _REFUSED if key in raw and raw[key] not in fine]
     if raw.get("sliding_window") is not None and "use_sliding_window" not in raw:
         wanted.append(("sliding_window", raw["sliding_window"], "sliding-window attention"))
-    kinds = {str(kind) for kind in raw.get("layer_types") or ()} - {"full_attention"}
-    if kinds:
-        wanted.append(("layer_types", sorted(kinds), "layers other than full attention"))
+    kinds = raw.get("layer_types", [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        wanted.append(("layer_types", kinds, "layers other than full attention"))
     for key, value, what in wanted:
         raise CheckpointError(
             f"{path}: {key}={value!r} is not supported",

@@ -47,10 +47,13 @@ def parse_rope(raw: Mapping[str, Any], path: Path) -> Rope:
         CheckpointError: a kind of scaling that is not supported, or one of its numbers is missing or wrong.
     """
     key = "rope_parameters" if isinstance(raw.get("rope_parameters"), dict) else "rope_scaling"
-    scaling = dict(raw.get(key) or {})
+    given = raw.get(key) or {}
+    if not isinstance(given, dict):
+        raise CheckpointError(f"{path}: {key}={given!r} is not an object", fix="download the file again")
+    scaling = dict(given)
     theta = scaling.pop("rope_theta", None) if key == "rope_parameters" else None
     theta = raw.get("rope_theta", 10000.0) if theta is None else theta
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
     if kind not in _KINDS or scaling.get("mrope_section"):
         raise CheckpointError(
             f"{path}: {key} of type {kind!r} is not supported",
@@ -60,7 +63,7 @@ def parse_rope(raw: Mapping[str, Any], path: Path) -> Rope:
     factor = scaling.get("partial_rotary_factor", 1.0)
     numbers = {"rope_theta": theta} | {f"{key}.{name}": scaling.get(name) for name in _KINDS[kind]}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise CheckpointError(
                 f"{path}: {name}={value!r} is not a number above 0",
                 why=f"rotation of type {kind!r} needs it",
