@@ -37,6 +37,7 @@ class World:
     def __init__(self, tp: int, pp: int) -> None:
         self.tp, self.pp, self.size = tp, pp, tp * pp
         self._under_way: list[tuple[Any, Any]] = []
+        self._started_mpi = self.size > 1 and "mpi4py.MPI" not in sys.modules
         self.comm: Any = _join(self.size)
         self.rank: int = self.comm.Get_rank() if self.comm else 0
         self.stage, self.tp_rank = self.rank // tp, self.rank % tp
@@ -98,13 +99,13 @@ class World:
         wait_until(request.Test)
         return hidden
 
-    def send_result(self, result: NDArray[np.float64]) -> None:
+    def send_result(self, result: NDArray[np.float32]) -> None:
         """Last stage: give what came of a step to the leader. The array must not change afterwards."""
         self._send(result, 0, _RESULT)
 
-    def receive_result(self, rank: int, size: int) -> NDArray[np.float64]:
+    def receive_result(self, rank: int, size: int) -> NDArray[np.float32]:
         """Leader: wait for the ``size`` numbers that ``rank`` sends for the oldest step under way."""
-        result = np.empty(size, np.float64)
+        result = np.empty(size, np.float32)
         request = self.comm.Irecv(result, rank, _RESULT)
         wait_until(request.Test)
         return result
@@ -120,6 +121,15 @@ class World:
         for request, _ in self._under_way:
             wait_until(request.Test)
         self._under_way.clear()
+
+    def close(self) -> None:
+        """Leader: end all other ranks; leave MPI if this world started it."""
+        self.send_stop()
+        self.flush()
+        if self._started_mpi:
+            from mpi4py import MPI
+
+            MPI.Finalize()
 
     def abort(self, reason: str) -> None:
         """Say why on standard error and end every process of the world, this one included when there is MPI."""

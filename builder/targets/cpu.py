@@ -18,7 +18,7 @@ from shardyard.runtime.graph import EMBEDDING, HEAD
 from shardyard.runtime.network import NetworkSpec, WeightType
 from shardyard.runtime.weights import scale_name
 
-__all__ = ["rank_arrays", "write_rank_engine"]
+__all__ = ["rank_arrays", "read_config", "write_rank_engine"]
 
 INT8 = np.dtype(np.int8)
 #: Rows that are widened to float32 at a time when a weight is quantized.
@@ -63,7 +63,12 @@ def write_rank_engine(checkpoint: Path, rank: int, path: Path, *, weights: Weigh
     write_arrays(path, spec, infos, (plan[info.name].make() for info in infos))
 
 
-def _open(checkpoint: Path, rank: int) -> tuple[dict[str, Any], SafetensorsFile]:
+def read_config(checkpoint: Path) -> dict[str, Any]:
+    """Read a unified checkpoint's config.json.
+
+    Raises:
+        CheckpointError: it is missing, broken, or describes a network that the CPU engine cannot run.
+    """
     path = checkpoint / "config.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -75,7 +80,11 @@ def _open(checkpoint: Path, rank: int) -> tuple[dict[str, Any], SafetensorsFile]
             why=f"hidden_act={config.get('hidden_act')!r}, qk_layernorm={config.get('qk_layernorm')!r}",
             fix="the engine runs decoders with hidden_act silu and without qk_layernorm",
         )
-    return config, SafetensorsFile(checkpoint / f"rank{rank}.safetensors")
+    return config
+
+
+def _open(checkpoint: Path, rank: int) -> tuple[dict[str, Any], SafetensorsFile]:
+    return read_config(checkpoint), SafetensorsFile(checkpoint / f"rank{rank}.safetensors")
 
 
 def _describe(

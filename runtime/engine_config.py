@@ -1,0 +1,117 @@
+"""The engine folder's config.json: what the engine was built for, and whether this machine is that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from shardyard import __version__
+from shardyard.errors import ArtifactError, ToolchainError
+from shardyard.runtime.network import ComputeType, KvType, WeightType
+from shardyard.toolchain import cpu_features, package_version
+
+__all__ = ["CpuTarget", "EngineConfig", "check_machine", "rank_engine", "read_engine_config"]
+
+_AGAIN = "build the engine again: shardyard build"
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """The ``shardyard`` section: how the CPU engine computes, and the machine and OpenVINO that it was built for."""
+
+    weights: WeightType
+    compute: ComputeType
+    kv_cache: KvType
+    kv_cache_tokens: int
+    threads: int | None
+    openvino: str
+    cpu_features: list[str]
+    target: str = "cpu"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What the runtime reads from config.json. ``digest`` is the SHA-256 of the file."""
+
+    tp: int
+    pp: int
+    vocab: int
+    max_batch_size: int
+    max_seq_len: int
+    max_num_tokens: int
+    cpu: CpuTarget
+    digest: str
+
+    @property
+    def kv_blocks(self) -> int:
+        """Blocks of 32 tokens that the cache has."""
+        return -(-self.cpu.kv_cache_tokens // 32)
+
+
+def rank_engine(rank: int) -> str:
+    """Return the name of a rank's engine file."""
+    return f"rank{rank}.engine"
+
+
+def engine_json(pretrained: Mapping[str, Any], build: Mapping[str, int], cpu: CpuTarget) -> str:
+    """Return the content of config.json, laid out as TensorRT-LLM's with a section of our own."""
+    content = {
+        "version": __version__,
+        "pretrained_config": pretrained,
+        "build_config": {"max_beam_width": 1, "max_input_len": build["max_seq_len"] - 1, **build},
+        "shardyard": asdict(cpu),
+    }
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def read_engine_config(folder: Path) -> EngineConfig:
+    """Read an engine folder's config.json.
+
+    Raises:
+        ArtifactError: it is missing, broken, or not that of a CPU engine.
+    """
+    path = folder / "config.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text)
+        mapping, build, section = raw["pretrained_config"]["mapping"], raw["build_config"], raw["shardyard"]
+        known = {field.name for field in fields(CpuTarget)}
+        if set(section) != known:
+            raise ValueError(f"the shardyard section has other fields than {sorted(known)}")
+        return EngineConfig(
+            tp=mapping["tp_size"],
+            pp=mapping["pp_size"],
+            vocab=raw["pretrained_config"]["vocab_size"],
+            max_batch_size=build["max_batch_size"],
+            max_seq_len=build["max_seq_len"],
+            max_num_tokens=build["max_num_tokens"],
+            cpu=CpuTarget(**section),
+            digest=hashlib.sha256(text.encode()).hexdigest(),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"{path} is not the configuration of a CPU engine", why=why, fix=_AGAIN) from None
+
+
+def check_machine(config: EngineConfig, folder: Path) -> None:
+    """Check that this machine and its OpenVINO are those that the engine was built for.
+
+    Raises:
+        ToolchainError: they are not; it says what differs.
+    """
+    version = package_version("openvino") or "absent"
+    if version != config.cpu.openvino:
+        raise ToolchainError(
+            f"{folder} was built with OpenVINO {config.cpu.openvino}; {version} is installed",
+            why="the network's paged attention differs between versions",
+            fix=_AGAIN,
+        )
+    here, built = set(cpu_features()), set(config.cpu.cpu_features)
+    if here != built:
+        parts = [f"missing here: {', '.join(sorted(built - here))}"] if built - here else []
+        parts += [f"only here: {', '.join(sorted(here - built))}"] if here - built else []
+        raise ToolchainError(f"{folder} was built for another CPU", why="; ".join(parts), fix=_AGAIN)

@@ -1,0 +1,153 @@
+"""The executor: the engine's leader. Takes requests from any thread, runs the world's steps on a thread of its own."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import traceback
+from collections import deque
+from pathlib import Path
+
+from shardyard.errors import LaunchError, RequestError, ShardyardError
+from shardyard.runtime.attention import BLOCK_TOKENS
+from shardyard.runtime.engine_config import read_engine_config
+from shardyard.runtime.kv_cache import BlockAllocator
+from shardyard.runtime.leader import Leader
+from shardyard.runtime.loading import load_rank
+from shardyard.runtime.request import Limits, Output, Request, Stats, check_request
+from shardyard.runtime.scheduler import Scheduler
+from shardyard.runtime.sequence import OnOutput, Sequence
+from shardyard.runtime.world import World
+
+__all__ = ["Executor"]
+
+
+class Executor:
+    """An engine that answers requests. MPI rank 0 makes one; all other ranks run ``runtime.worker``.
+
+    MPI, if the engine has more than one rank, is used from the executor's thread only. ``max_queue_size``: requests
+    that may wait; 0 is no limit. Returns when the engine is ready.
+
+    Raises:
+        ArtifactError: the engine folder is broken.
+        ToolchainError: it was built for another machine or OpenVINO.
+        LaunchError: the MPI world has another size than the engine.
+    """
+
+    def __init__(self, engine: Path, *, max_queue_size: int = 0) -> None:
+        self.engine, self.config = engine, read_engine_config(engine)
+        self.max_queue_size = max_queue_size
+        self.error: Exception | None = None
+        self.limits = Limits(self.config.vocab, self.config.max_seq_len, self.config.kv_blocks * BLOCK_TOKENS)
+        allocator = BlockAllocator(self.config.kv_blocks, BLOCK_TOKENS)
+        config = self.config
+        self.scheduler = Scheduler(allocator, config.max_batch_size, config.max_num_tokens, config.pp)
+        self._ids = itertools.count(1)
+        self._wake = threading.Condition()
+        self._new: deque[Sequence] = deque()
+        self._cancelled: set[int] = set()
+        self._stopping = False
+        self._leader: Leader | None = None
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="shardyard-leader", daemon=True)
+        self._thread.start()
+        self._ready.wait()
+        if self.error:
+            raise self.error
+
+    def submit(self, request: Request, on_output: OnOutput) -> int:
+        """Queue a request and return its id. ``on_output`` is called on the executor's thread and must be quick.
+
+        The last output of a request has ``finished``; nothing comes after it.
+
+        Raises:
+            RequestError: the request cannot be served, the queue is full, or the engine has stopped.
+        """
+        check_request(request, self.limits)
+        with self._wake:
+            if self._stopping or self.error:
+                raise RequestError("the engine has stopped", why=str(self.error or "it was shut down"))
+            if self.max_queue_size and self._queued() >= self.max_queue_size:
+                raise RequestError(
+                    f"the queue is full: {self.max_queue_size} requests wait",
+                    why="the engine cannot keep up",
+                    fix="try again later, or raise serve.max_queue_size",
+                )
+            sequence = Sequence(next(self._ids), request, on_output, list(request.prompt))
+            self._new.append(sequence)
+            self._wake.notify()
+        return sequence.id
+
+    def cancel(self, id: int) -> None:
+        """End a request; its last output says cancelled. Ids that are finished or unknown are ignored."""
+        with self._wake:
+            self._cancelled.add(id)
+            self._wake.notify()
+
+    def shutdown(self) -> None:
+        """Cancel what is left, end all ranks and wait for the executor's thread. Safe to call again."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        self._thread.join()
+
+    def stats(self) -> Stats:
+        """Return what the engine is doing at this moment."""
+        scheduler, leader = self.scheduler, self._leader
+        return Stats(
+            active=len(scheduler.running),
+            queued=self._queued(),
+            max_active=scheduler.max_batch_size,
+            kv_blocks_used=scheduler.allocator.used,
+            kv_blocks_total=scheduler.allocator.total,
+            kv_block_tokens=BLOCK_TOKENS,
+            steps=scheduler.steps,
+            prompt_tokens=leader.prompt_tokens if leader else 0,
+            generated_tokens=leader.generated_tokens if leader else 0,
+        )
+
+    def _queued(self) -> int:
+        """Requests that wait for a place in the batch; new ones that will get one at the next step do not."""
+        waiting = len(self.scheduler.waiting)
+        free = 0 if waiting else self.scheduler.max_batch_size - len(self.scheduler.running)
+        return waiting + max(0, len(self._new) - free)
+
+    def _main(self) -> None:
+        world = None
+        try:
+            world = World(self.config.tp, self.config.pp)
+            self._leader = leader = Leader(load_rank(self.engine, self.config, world), self.scheduler)
+            self._ready.set()
+            while self._take_orders(leader):
+                leader.advance()
+            leader.drop_all()
+            world.close()
+        except Exception as error:
+            self._fail(error, world)
+        finally:
+            self._ready.set()
+
+    def _take_orders(self, leader: Leader) -> bool:
+        """Hand new requests and cancellations to the leader; sleep while there is nothing to do. False: stop."""
+        with self._wake:
+            while not (self._stopping or self._new or self._cancelled or leader.busy):
+                self._wake.wait()
+            new, self._new = self._new, deque()
+            cancelled, self._cancelled = self._cancelled, set()
+            for sequence in new:
+                leader.add(sequence)
+        for id in cancelled:
+            leader.cancel(id)
+        return not self._stopping
+
+    def _fail(self, error: Exception, world: World | None) -> None:
+        """End every request with the reason, then the world."""
+        known = isinstance(error, ShardyardError)
+        reason = str(error) if known else traceback.format_exc()
+        with self._wake:
+            self.error = error if known else LaunchError("the engine's leader failed", why=str(error))
+            left = [*self._new, *self.scheduler.waiting, *self.scheduler.running]
+        for sequence in left:
+            sequence.on_output(Output(sequence.id, [], True, "error", f"the engine has failed: {error}"))
+        if world is not None:
+            world.abort(reason)

@@ -1,0 +1,122 @@
+"""The leader's side of the world's steps: plan, run, choose tokens, tell the requests' owners."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+
+from shardyard.runtime.rank import RankModel
+from shardyard.runtime.request import FinishReason, Output
+from shardyard.runtime.results import Floats, StepResult, merge_results, pack_result, result_size
+from shardyard.runtime.sampler import choose, log_probability
+from shardyard.runtime.scheduler import Scheduler, Step
+from shardyard.runtime.sequence import Sequence
+
+__all__ = ["Leader"]
+
+
+class Leader:
+    """Runs steps, one at a time or, with pipeline stages, one per stage. Used from one thread."""
+
+    def __init__(self, model: RankModel, scheduler: Scheduler) -> None:
+        self.model, self.world, self.scheduler = model, model.world, scheduler
+        self.prompt_tokens = self.generated_tokens = 0
+        self._sequences: dict[int, Sequence] = {}
+        # Steps whose tokens are still to come, oldest first, with this rank's own share of the result if it has one.
+        self._under_way: deque[tuple[Step, Floats | None]] = deque()
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is unfinished."""
+        return bool(self._sequences or self._under_way)
+
+    def add(self, sequence: Sequence) -> None:
+        """Take a request."""
+        self._sequences[sequence.id] = sequence
+        self.scheduler.add(sequence)
+
+    def cancel(self, id: int) -> None:
+        """End a request; its blocks are free at once. Unknown ids are ignored."""
+        sequence = self._sequences.get(id)
+        if sequence:
+            self._finish(sequence, Output(id, [], True, "cancelled"))
+
+    def drop_all(self) -> None:
+        """Cancel every request and receive what is still under way."""
+        for id in list(self._sequences):
+            self.cancel(id)
+        while self._under_way:
+            self._collect()
+
+    def advance(self) -> None:
+        """Start the next step if one is possible and a stage is free, else wait for the oldest's tokens."""
+        step = self.scheduler.next_step() if len(self._under_way) < self.world.pp else None
+        if step:
+            self._start(step)
+        if self._under_way and (not step or len(self._under_way) >= self.world.pp):
+            self._collect()
+
+    def _start(self, step: Step) -> None:
+        self.world.send_plan(step.plan)
+        logits = self.model.run(step.plan)
+        if step.rows:
+            own = None if logits is None else pack_result(logits, step.plan, self.model.spec.vocab_start)
+            self._under_way.append((step, own))
+
+    def _collect(self) -> None:
+        """Wait for the oldest step's result and give each of its rows' sequences its token."""
+        step, own = self._under_way.popleft()
+        result = self._result(step, own)
+        full_row = {int(row): index for index, row in enumerate(step.plan.full)}
+        for row, sequence in enumerate(step.rows):
+            if sequence.id in self._sequences:
+                index = full_row.get(row)
+                self._extend(sequence, result, row, None if index is None else result.full[index])
+
+    def _result(self, step: Step, own: Floats | None) -> StepResult:
+        spec, world, plan = self.model.spec, self.world, step.plan
+        messages = [] if own is None else [own]
+        for rank in world.results_from[len(messages) :]:
+            start = (rank % world.tp) * -(-spec.vocab // world.tp)
+            width = min(spec.vocab, start + -(-spec.vocab // world.tp)) - start
+            messages.append(world.receive_result(rank, result_size(plan, width)))
+        return merge_results(messages, plan)
+
+    def _extend(self, sequence: Sequence, result: StepResult, row: int, logits: Floats | None) -> None:
+        """Choose the sequence's next token. What goes wrong here ends this request and no other."""
+        try:
+            log_probs = None
+            if logits is None:
+                token = int(result.best[row])
+                if not np.isfinite(result.best_logits[row]):
+                    raise ValueError("the logits are not finite")
+            else:
+                sampling = sequence.request.sampling
+                token = choose(logits, sampling, sequence.tokens, sequence.generated, sequence.barred)
+                if sequence.request.want_log_probs:
+                    log_probs = [log_probability(logits, token)]
+            self._emit(sequence, token, sequence.append(token), log_probs)
+        except Exception as error:
+            self._finish(sequence, Output(sequence.id, [], True, "error", f"{type(error).__name__}: {error}"))
+
+    def _emit(self, sequence: Sequence, token: int, reason: FinishReason | None, log_probs: list[float] | None) -> None:
+        if reason == "end_id":
+            self._finish(sequence, Output(sequence.id, [], True, reason, log_probs=[] if log_probs else None))
+            return
+        self.generated_tokens += 1
+        output = Output(sequence.id, [token], reason is not None, reason, log_probs=log_probs)
+        if reason:
+            self._finish(sequence, output)
+        else:
+            sequence.on_output(output)
+
+    def _finish(self, sequence: Sequence, output: Output) -> None:
+        """Forget the sequence, free its blocks, and give its owner the last output, whatever the owner does with it."""
+        del self._sequences[sequence.id]
+        self.scheduler.remove(sequence)
+        self.prompt_tokens += len(sequence.request.prompt)
+        try:
+            sequence.on_output(output)
+        except Exception:  # The owner is gone; there is nobody to tell.
+            return

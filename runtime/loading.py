@@ -1,0 +1,52 @@
+"""Loads this process's rank of an engine: the same for the leader and the workers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from shardyard.errors import ArtifactError
+from shardyard.runtime.engine_config import EngineConfig, check_machine, rank_engine
+from shardyard.runtime.engine_file import open_engine
+from shardyard.runtime.rank import RankModel, RankSettings
+from shardyard.runtime.step_plan import StepPlan
+from shardyard.runtime.world import World, pin_to_cores
+
+__all__ = ["load_rank"]
+
+
+def load_rank(folder: Path, config: EngineConfig, world: World) -> RankModel:
+    """Return the compiled and warmed-up model of ``world.rank``. All ranks of the world call it together.
+
+    Raises:
+        ToolchainError: the engine was built for another machine, or OpenVINO cannot compile it.
+        ArtifactError: the engine file is broken, or the ranks were given different engines.
+    """
+    check_machine(config, folder)
+    if not world.agree(config.digest):
+        raise ArtifactError(
+            f"{folder} is not the same on all ranks",
+            why="their config.json differ",
+            fix="give every host the same engine folder",
+        )
+    path = folder / rank_engine(world.rank)
+    spec, arrays = open_engine(path)
+    if (spec.tp, spec.tp_rank, spec.pp, spec.stage) != (world.tp, world.tp_rank, world.pp, world.stage):
+        raise ArtifactError(
+            f"{path} is another rank's", why=f"it holds stage {spec.stage}, tp rank {spec.tp_rank}", fix="build again"
+        )
+    number, ranks = world.ranks_on_host()
+    threads = config.cpu.threads or max(1, len(os.sched_getaffinity(0)) // ranks)
+    pin_to_cores(number, ranks, threads)
+    cpu = config.cpu
+    model = RankModel(spec, arrays, world, RankSettings(cpu.compute, cpu.kv_cache, config.kv_blocks, threads))
+    # The plugin packs the weights when it first runs: better now than during the first request.
+    model.run(_one_token())
+    return model
+
+
+def _one_token() -> StepPlan:
+    one, two = np.zeros(1, np.int32), np.array([0, 1], np.int32)
+    return StepPlan(one, one, two, one, two, one, np.zeros(0, np.int32))

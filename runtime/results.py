@@ -1,0 +1,55 @@
+"""What the last stage tells the leader about a step: per sample row the largest logit, and whole rows where asked for.
+
+Each tensor-parallel rank of the last stage has a share of the vocabulary. A greedy choice needs 8 bytes of each share;
+only rows that are sampled, penalized or asked for log-probabilities travel whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shardyard.runtime.step_plan import StepPlan
+
+__all__ = ["StepResult", "merge_results", "pack_result", "result_size"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """``best`` [rows]: likeliest tokens, ``best_logits`` [rows] theirs; ``full`` [full rows, vocab]: all logits."""
+
+    best: NDArray[np.int32]
+    best_logits: Floats
+    full: Floats
+
+
+def result_size(plan: StepPlan, width: int) -> int:
+    """Return how many numbers a rank with ``width`` tokens of the vocabulary sends."""
+    return 2 * len(plan.samples) + len(plan.full) * width
+
+
+def pack_result(logits: Floats, plan: StepPlan, vocab_start: int) -> Floats:
+    """Return a rank's message: its largest logits, their token ids (as bits), then whole rows.
+
+    ``logits``: float32 [rows, the rank's share], whose first column is token ``vocab_start``.
+    """
+    best = logits.argmax(axis=1)
+    values = logits[np.arange(len(best)), best]
+    ids = (best + vocab_start).astype(np.int32)
+    return np.concatenate([values, ids.view(np.float32), logits[plan.full].reshape(-1)])
+
+
+def merge_results(messages: Sequence[Floats], plan: StepPlan) -> StepResult:
+    """Join the messages of all shares, in order of tp. Of equal logits the lowest token id wins."""
+    rows = len(plan.samples)
+    values = np.stack([message[:rows] for message in messages])
+    ids = np.stack([message[rows : 2 * rows].view(np.int32) for message in messages])
+    share, row = values.argmax(axis=0), np.arange(rows)
+    wanted = len(plan.full)
+    full = [message[2 * rows :].reshape(wanted, -1 if wanted else 0) for message in messages]
+    return StepResult(ids[share, row], values[share, row], np.concatenate(full, axis=1))

@@ -1,0 +1,67 @@
+"""One request on its way through the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from shardyard.runtime.request import FinishReason, Output, Request
+
+__all__ = ["OnOutput", "Sequence"]
+
+OnOutput = Callable[[Output], None]
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """``tokens``: prompt and answer so far; ``past`` of them are in the cache or on their way into it.
+
+    ``served`` is the number of the step that last took tokens of it.
+    """
+
+    id: int
+    request: Request
+    on_output: OnOutput
+    tokens: list[int]
+    past: int = 0
+    served: int = -1
+    blocks: list[int] = field(default_factory=list)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that a step can take now; 0 while the next token is being computed."""
+        return len(self.tokens) - self.past
+
+    @property
+    def generated(self) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - len(self.request.prompt)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return len(self.request.prompt) + self.request.max_new_tokens
+
+    @property
+    def barred(self) -> tuple[int, ...]:
+        """Tokens that must not be chosen next."""
+        return self.request.end_ids if self.generated < self.request.min_tokens else ()
+
+    @property
+    def needs_row(self) -> bool:
+        """Whether choosing the next token takes more than the largest logit."""
+        sampling = self.request.sampling
+        plain = sampling.greedy and not sampling.penalized and not self.request.want_log_probs
+        return not plain or bool(self.barred)
+
+    def append(self, token: int) -> FinishReason | None:
+        """Add the next token, unless it is an end id; return why the answer ends here, if it does."""
+        request = self.request
+        if token in request.end_ids:
+            return "end_id"
+        self.tokens.append(token)
+        answered = self.generated
+        for word in request.stop_words:
+            if answered >= len(word) and tuple(self.tokens[-len(word) :]) == word and answered >= request.min_tokens:
+                return "stop_word"
+        return "length" if answered >= request.max_new_tokens else None

@@ -1,0 +1,55 @@
+"""A rank that follows: ``python -m mpi4py -m shardyard.runtime.worker --engine DIR``.
+
+It runs the leader's steps until the leader says stop. Whatever goes wrong here ends the whole world, with the reason on
+standard error: a rank that is missing would leave the others waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from pathlib import Path
+
+from shardyard.errors import ShardyardError
+from shardyard.runtime.engine_config import read_engine_config
+from shardyard.runtime.loading import load_rank
+from shardyard.runtime.results import pack_result
+from shardyard.runtime.world import World
+
+__all__ = ["follow", "main"]
+
+
+def follow(folder: Path) -> None:
+    """Load this process's rank of the engine in ``folder`` and run steps until told to stop."""
+    config = read_engine_config(folder)
+    world = World(config.tp, config.pp)
+    try:
+        model = load_rank(folder, config, world)
+        while (plan := world.receive_plan()) is not None:
+            logits = model.run(plan)
+            if logits is not None and len(plan.samples):
+                world.send_result(pack_result(logits, plan, model.spec.vocab_start))
+        world.flush()
+    except ShardyardError as error:
+        world.abort(str(error))
+        raise
+    except BaseException:
+        world.abort(traceback.format_exc())
+        raise
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; return the exit status."""
+    parser = argparse.ArgumentParser(prog="shardyard.runtime.worker", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="the engine's folder")
+    try:
+        follow(parser.parse_args(argv).engine)
+    except ShardyardError as error:
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
