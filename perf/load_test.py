@@ -10,7 +10,7 @@ from typing import Any
 from shardyard.artifacts import MANIFEST, hash_file, is_artifact, stamp_files, write_artifact
 from shardyard.console import Advance, Console
 from shardyard.endpoint import Endpoint
-from shardyard.perf.locust_process import CSV, LoadRun, generate_load
+from shardyard.perf.locust_process import LoadRun, generate_load
 from shardyard.perf.plan import LOAD, STATUS, WORKLOAD, make_plan
 from shardyard.perf.prompts import PromptMaker, load_tokenizer
 from shardyard.perf.provenance import PACKAGES, check_endpoint, collect
@@ -23,7 +23,7 @@ from shardyard.toolchain import describe
 __all__ = ["prepare_workload", "run"]
 
 #: What a run leaves that says nothing once its results are written.
-LEFTOVERS = ("plan.json", STATUS, LOAD, f"{CSV}_exceptions.csv", f"{CSV}_failures.csv")
+LEFTOVERS = ("plan.json", STATUS, LOAD)
 
 
 def prepare_workload(pipeline: Pipeline, console: Console) -> tuple[PromptMaker, Workload]:
@@ -46,8 +46,8 @@ def run(pipeline: Pipeline, endpoint: Endpoint, model_repo: Path, out: Path, con
 
     Raises:
         CheckpointError, PipelineError: the workload cannot be drawn.
-        LaunchError: the endpoint is not ready.
-        MeasurementError: the load generator failed, the endpoint went away, or no request succeeded.
+        LaunchError: the endpoint is not ready, went away, or refused every request.
+        MeasurementError: the load generator failed, or no request succeeded.
     """
     spec = pipeline.perf
     server = check_endpoint(endpoint, spec.model)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.errors import MeasurementError
+from shardyard.errors import MeasurementError, RequestError
 from shardyard.mpi import child_environment
 from shardyard.perf.plan import LOAD, PLAN_VARIABLE, RECORDS, STATUS, Plan
 from shardyard.perf.records import Record, read_records
@@ -24,8 +24,6 @@ __all__ = ["LoadRun", "generate_load", "locust_command", "start_locust"]
 
 LOCUSTFILE = Path(__file__).with_name("locustfile.py")
 LOG = "locust.log"
-#: Prefix of the CSV files that locust itself writes.
-CSV = "locust"
 POLL_S = 0.1
 #: Seconds that locust may take to start, and to write its files at the end, beyond what requests may take.
 GRACE_S = 30.0
@@ -78,11 +76,12 @@ def generate_load(plan: Plan, on_progress: Callable[[dict[str, Any]], None]) -> 
     """Run a load test to its end. ``on_progress`` gets locust's status whenever it has changed.
 
     Raises:
-        MeasurementError: locust failed, stood still, or gave up because the endpoint did not answer.
+        MeasurementError: locust failed or stood still.
+        RequestError: it gave up, since the endpoint answered no more or refused every request.
     """
     users = str(plan.users)
     options = ["--headless", "--users", users, "--spawn-rate", users, "--exit-code-on-error", "0"]
-    command = locust_command(*options, "--csv", CSV, "--only-summary")
+    command = locust_command(*options, "--only-summary")
     with start_locust(plan, command) as process:
         _wait(process, plan, on_progress)
     folder = Path(plan.folder)
@@ -96,7 +95,7 @@ def generate_load(plan: Plan, on_progress: Callable[[dict[str, Any]], None]) -> 
     records = read_records(plan.path(RECORDS))
     if generator["aborted"]:
         good = sum(record.error is None for record in records if not record.warmup)
-        raise MeasurementError(
+        raise RequestError(
             f"the load test was given up after {good} good requests",
             why=generator["aborted"],
             fix="see the logs of the endpoint, and start it again if it has ended",

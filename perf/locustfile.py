@@ -5,6 +5,7 @@ Locust has patched the standard library before this file is read; gRPC is patche
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import time
@@ -15,9 +16,10 @@ from typing import Any
 import gevent
 import grpc.experimental.gevent as grpc_gevent
 from locust import events
+from locust.stats import PERCENTILES_TO_REPORT, StatsCSV
 
 from shardyard.perf.desk import Desk
-from shardyard.perf.plan import LOAD, PLAN_VARIABLE, RECORDS, WORKLOAD, read_plan
+from shardyard.perf.plan import LOAD, LOCUST_CSV, PLAN_VARIABLE, RECORDS, WORKLOAD, read_plan
 from shardyard.perf.records import Record, write_records
 from shardyard.perf.users import ARRIVALS, LANES
 from shardyard.perf.watch import Watch
@@ -41,7 +43,7 @@ class _Run:
     def __init__(self) -> None:
         self.desk = Desk(PLAN, read_workload(PLAN.path(WORKLOAD)))
         self.watch = Watch(self.desk)
-        # The two clocks, read together: records give monotonic times, the report a time of day.
+        # The two clocks, read together: records count from the first, the report gives the time of day.
         self.origin_ns, self.origin_unix_s = time.perf_counter_ns(), time.time()
 
     def watch_until_over(self, environment: Any) -> None:
@@ -54,6 +56,7 @@ class _Run:
         load = {
             **self.watch.report(),
             "aborted": self.desk.aborted,
+            "origin_ns": self.origin_ns,
             "origin_unix_s": self.origin_unix_s,
             "versions": {name: version(name) for name in ("locust", "gevent", "grpcio")},
             "processes": 1,
@@ -97,3 +100,6 @@ def _start(environment: Any, **_: Any) -> None:
 def _write(environment: Any, **_: Any) -> None:
     if _runs and not PLAN.endless:
         _runs[0].write()
+        # Locust's option --csv leaves out what happened in the last second; this is the same table, whole.
+        with PLAN.path(LOCUST_CSV).open("w", newline="", encoding="utf-8") as file:
+            StatsCSV(environment, PERCENTILES_TO_REPORT).requests_csv(csv.writer(file))

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from shardyard.endpoint import Endpoint
 from shardyard.spec import PerfSpec
 
-__all__ = ["LOAD", "PLAN_VARIABLE", "RECORDS", "STATUS", "WORKLOAD", "Plan", "make_plan", "read_plan"]
+__all__ = ["LOAD", "LOCUST_CSV", "PLAN_VARIABLE", "RECORDS", "STATUS", "WORKLOAD", "Plan", "make_plan", "read_plan"]
 
 #: Environment variable that names the plan's file to locustfile.py.
 PLAN_VARIABLE = "SHARDYARD_PERF_PLAN"
@@ -20,6 +20,7 @@ WORKLOAD = "workload.json"
 STATUS = "status.json"
 RECORDS = "records.jsonl"
 LOAD = "load_generator.json"
+LOCUST_CSV = "locust_stats.csv"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,40 @@
+"""What the load generator adds: when the echo model sent a word, against when the client stamped it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shardyard.console import Console
+from shardyard.perf.load_test import run
+from shardyard.perf.records import read_records
+from shardyard.perf.workload import read_workload
+from shardyard.spec import Pipeline
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_times_are_those_of_the_server(
+    echo: Any, make_pipeline: Callable[..., Pipeline], tmp_path: Path, protocol: str
+) -> None:
+    pipeline = make_pipeline(protocol=protocol, concurrency=4, requests=16, seed=5, output_tokens={"mean": 30})
+    results = run(pipeline, echo.endpoint, echo.repository, tmp_path / "run", Console(quiet=True))
+    prompts, sent = read_workload(tmp_path / "run" / "workload.json").prompts, echo.sent()
+    origin = results.load_generator["origin_ns"]
+    delays, errors = [], []
+    for record in read_records(tmp_path / "run" / "records.jsonl"):
+        if not record.warmup:
+            # Both processes read the one monotonic clock of the machine.
+            ours, theirs = np.array(record.content_ns) + origin, np.array(sent[prompts[record.index].text])
+            delays.append(ours - theirs)
+            errors.append(abs(np.diff(ours).mean() / np.diff(theirs).mean() - 1))
+    # Loose bounds: the machine is shared. A client that reads late, in bursts or not at all is far outside of them.
+    assert np.concatenate(delays).min() > 0
+    assert np.median(np.concatenate(delays)) < 20e6
+    assert np.median([delay[0] for delay in delays]) < 40e6
+    assert np.median(errors) < 0.05
