@@ -31,6 +31,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"num_hidden_layers": 0}, ["num_hidden_layers=0", "whole number above 0"]),
     ({"num_hidden_layers": True}, ["num_hidden_layers=True"]),
     ({"rms_norm_eps": "tiny"}, ["rms_norm_eps='tiny'", "number above 0"]),
+    ({"rms_norm_eps": float("inf")}, ["rms_norm_eps=inf", "number above 0"]),
     ({"tie_word_embeddings": "no"}, ["tie_word_embeddings='no'", "true or false"]),
     ({"num_key_value_heads": 3}, ["num_key_value_heads=3", "num_attention_heads=4"]),
     ({"num_attention_heads": 5, "num_key_value_heads": 5}, ["num_attention_heads=5", "hidden_size=16"]),

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from shardyard.artifacts import read_manifest
 from shardyard.builder.convert import convert, convert_checkpoint, write_rank_files
 from shardyard.builder.cutting import make_cutting_plan
 from shardyard.builder.families.llama import LLAMA
@@ -140,7 +141,7 @@ def test_a_nan_does_not_pass(copied: tuple[Pipeline, SourceCheckpoint, Path]) ->
         check_numbers(asked, source, checkpoint, QUIET)
 
 
-def test_damage_after_a_certificate_is_found_and_leaves_no_new_one(
+def test_damage_after_a_certificate_is_found(
     copied: tuple[Pipeline, SourceCheckpoint, Path],
     tmp_path: Path,
     shardyard: Callable[..., subprocess.CompletedProcess[str]],
@@ -150,6 +151,7 @@ def test_damage_after_a_certificate_is_found_and_leaves_no_new_one(
     work = tmp_path / "work" / "t"
     work.mkdir(parents=True)
     checkpoint.rename(work / "checkpoint")
+    first = verify(asked, work / "checkpoint", work / "certificate", QUIET)
     path = work / "checkpoint" / "rank1.safetensors"
     data = bytearray(path.read_bytes())
     data[-1000] ^= 1
@@ -160,7 +162,7 @@ def test_damage_after_a_certificate_is_found_and_leaves_no_new_one(
     assert "differs from" in done.stderr
     assert "fix: convert again" in done.stderr
     assert "Traceback" not in done.stderr
-    assert not (work / "certificate").exists()
+    assert read_manifest(work / "certificate") == first.manifest  # It certifies the files as they were.
 
 
 def test_a_checkpoint_of_other_settings_or_source_is_refused(
@@ -180,6 +182,9 @@ def test_a_checkpoint_of_other_settings_or_source_is_refused(
         assert name in caught.value.why
     with pytest.raises(ArtifactError, match="not a finished artifact"):
         verify(asked, tmp_path, tmp_path / "certificate", QUIET)
+    certificate = verify(asked, checkpoint, tmp_path / "certificate", QUIET).folder
+    with pytest.raises(ArtifactError, match="was made by 'verify', not by 'convert'"):
+        verify(asked, certificate, tmp_path / "another", QUIET)
 
 
 def test_too_little_memory_leaves_the_numbers_out_and_says_so(
