@@ -69,10 +69,10 @@ class RankModel:
         self.spec, self.world, self.settings = spec, world, settings
         self.hidden: NDArray[np.float32] | None = None
         self.all_reduce: AllReduce | None = join_all_reduce(world.tp_comm) if spec.tp > 1 else None
-        self._arrays = arrays
-        compiled = self._compile()
-        self._request = compiled.create_infer_request()
-        self._caches = [self._allocate(port) for port in compiled.inputs if "_cache." in port.get_any_name()]
+        self.arrays = arrays
+        self.compiled = self._compile()
+        self._request = self.compiled.create_infer_request()
+        self._caches = [self._allocate(port) for port in self.compiled.inputs if "_cache." in port.get_any_name()]
         self._inputs: dict[str, Any] = {}
 
     def _compile(self) -> Any:
@@ -89,7 +89,7 @@ class RankModel:
         core = ov.Core()
         if self.all_reduce:
             self.all_reduce.extend(core)
-        graph = build_graph(self.spec, self._arrays, self.all_reduce.node if self.all_reduce else None)
+        graph = build_graph(self.spec, self.arrays, self.all_reduce.node if self.all_reduce else None)
         try:
             return core.compile_model(graph, "CPU", properties)
         except RuntimeError as error:

@@ -1,0 +1,57 @@
+"""Every rank of an engine: the leader runs the requests of a JSON file and prints what came of them."""
+
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+from mpi4py import MPI
+
+from shardyard.runtime.executor import Executor
+from shardyard.runtime.request import Request, SamplingParams
+from shardyard.runtime.worker import follow
+
+
+def lead(engine: Path, requests: list[dict], idle: float) -> dict:
+    executor = Executor(engine)
+    answers = [{"tokens": [], "log_probs": []} for _ in requests]
+    left, all_done = [len(requests)], threading.Event()
+
+    def taker(answer: dict):
+        def take(output) -> None:
+            answer["tokens"] += output.tokens
+            answer["log_probs"] += output.log_probs or []
+            if output.finished:
+                answer["reason"] = output.finish_reason
+                left[0] -= 1
+                if not left[0]:
+                    all_done.set()
+
+        return take
+
+    for raw, answer in zip(requests, answers, strict=True):
+        executor.submit(Request(**{**raw, "sampling": SamplingParams(**raw.get("sampling", {}))}), taker(answer))
+    if not all_done.wait(50):
+        raise TimeoutError("requests are unfinished")
+    busy = cpu_while(idle)
+    executor.shutdown()
+    return {"answers": answers, "idle_cpu": busy}
+
+
+def cpu_while(seconds: float) -> float:
+    """Return the CPU time that all ranks take per second while nothing is asked of them."""
+    time.sleep(min(seconds, 1.2))  # The waits have cooled down by then.
+    ranks = [p for p in psutil.Process().parent().children(recursive=True) if "generate.py" in " ".join(p.cmdline())]
+    before = [sum(p.cpu_times()[:2]) for p in ranks]
+    time.sleep(seconds)
+    after = [sum(p.cpu_times()[:2]) for p in ranks]
+    return max(b - a for a, b in zip(before, after, strict=True)) / seconds if seconds else 0.0
+
+
+engine, requests, idle = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), float(sys.argv[3])
+if MPI.COMM_WORLD.Get_rank():
+    follow(engine)
+else:
+    print(json.dumps(lead(engine, requests, idle)))
