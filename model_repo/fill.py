@@ -1,0 +1,192 @@
+"""fill: engines into a Triton model repository: configurations, the models' Python files, the tokenizer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardyard.artifacts import Draft, read_manifest, stamp_files
+from shardyard.console import Console
+from shardyard.errors import ArtifactError, PipelineError
+from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
+from shardyard.model_repo.ensemble import check_edges
+from shardyard.model_repo.special_ids import SpecialIds, read_special_ids
+from shardyard.model_repo.tensors import MODELS
+from shardyard.model_repo.tokenizer_files import check_tokenizer
+from shardyard.spec import Pipeline, ServeSpec
+from shardyard.stage import StageResult, run_stage
+from shardyard.toolchain import describe
+
+__all__ = ["fill"]
+
+STAGE = "fill"
+VERSION = "1"
+#: Where the tokenizer lies in the repository; the models find it by their parameter ``tokenizer_dir``.
+TOKENIZER = f"preprocessing/{VERSION}/tokenizer"
+#: Model → the module of its code.
+_MODULES = {
+    "preprocessing": "preprocessing",
+    "tensorrt_llm": "tensorrt_llm",
+    "postprocessing": "postprocessing",
+    "tensorrt_llm_bls": "bls",
+    "ensemble_unary": "unary",
+}
+#: How often the engine looks for clients that have gone away; TensorRT-LLM's default.
+_CANCELLATION_CHECK_MS = 100
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the configurations need to know of the engine and the tokenizer."""
+
+    max_batch_size: int
+    max_seq_len: int
+    engine_path: str
+    special: SpecialIds
+
+
+def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> StageResult:
+    """Write the model repository of the engine in ``engine`` into ``out``, unless it holds it already.
+
+    The repository names the engine by a path relative to itself when they lie side by side.
+
+    Raises:
+        ArtifactError: ``engine`` is unfinished.
+        CheckpointError: there is no tokenizer.json, or it does not fit the engine's vocabulary.
+        PipelineError: a setting under ``serve`` cannot work.
+    """
+    manifest = read_manifest(engine, "build")
+    build, vocab_size = _read_engine(engine)
+    serve, source, tokenizer = pipeline.serve, pipeline.checkpoint_path(), pipeline.tokenizer_path()
+    _check(serve)
+    names = check_tokenizer(tokenizer, vocab_size)
+    special = read_special_ids(source, tokenizer, vocab_size)
+    if not special.end_ids:
+        console.warn(f"{source} names no eos_token_id: answers end at max_tokens only")
+    engine_path = _relative(engine, out)
+    facts = _Facts(build["max_batch_size"], build["max_seq_len"], engine_path, special)
+    stamps = stamp_files(tokenizer, names)
+    inputs = {**manifest.outputs, **{f"tokenizer/{name}": stamp for name, stamp in stamps.items()}}
+    settings = {
+        "end_ids": list(special.end_ids),
+        "pad_id": special.pad_id,
+        "gpt_model_path": engine_path,
+        **{name: getattr(serve, name) for name in _SETTINGS},
+    }
+
+    def work(draft: Draft) -> None:
+        for name, text in configurations(facts, serve).items():
+            version = draft.folder / name / VERSION
+            version.mkdir(parents=True)
+            (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
+            _write_code(version, _MODULES.get(name))
+        folder = draft.folder / TOKENIZER
+        folder.mkdir()
+        for name in names:
+            shutil.copyfile(tokenizer / name, folder / name)
+
+    return run_stage(STAGE, out, engine, inputs, settings, describe("tokenizers", "tritonclient"), work, console)
+
+
+#: Settings under ``serve`` that end in the repository.
+_SETTINGS = ("max_queue_size", "preprocessing_instances", "bls_instances", "exclude_input_in_output")
+
+
+def configurations(facts: _Facts, serve: ServeSpec) -> dict[str, str]:
+    """Return every model's config.pbtxt; the ensemble's edges have been checked.
+
+    Raises:
+        ArtifactError: an edge of the ensemble does not fit.
+    """
+    check_edges()
+    batch = facts.max_batch_size
+    parameters = _parameters(facts, serve)
+    instances = {
+        "preprocessing": serve.preprocessing_instances,
+        "tensorrt_llm_bls": serve.bls_instances,
+        "ensemble_unary": serve.bls_instances,
+    }
+    texts = {
+        name: render(
+            python_config(
+                ModelSettings(
+                    name,
+                    batch,
+                    instances=instances.get(name, 1),
+                    # The two front ends only start a thread for each request.
+                    batching=name in ("preprocessing", "tensorrt_llm", "postprocessing"),
+                    max_queue_size=serve.max_queue_size if name == "tensorrt_llm" else None,
+                    parameters=parameters.get(name, {}),
+                )
+            )
+        )
+        for name in _MODULES
+    }
+    return {**texts, "ensemble": render(ensemble_config(batch))}
+
+
+def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
+    return {
+        "preprocessing": {
+            "tokenizer_dir": TOKENIZER,
+            "add_special_tokens": "true",
+            "max_seq_len": str(facts.max_seq_len),
+            "end_ids": json.dumps(facts.special.end_ids),
+            "pad_id": str(facts.special.pad_id),
+            "request_inputs": json.dumps([tensor.name for tensor in MODELS["ensemble"].inputs]),
+        },
+        "tensorrt_llm": {
+            "gpt_model_path": facts.engine_path,
+            "tokenizer_dir": TOKENIZER,
+            "max_queue_size": str(serve.max_queue_size),
+            "exclude_input_in_output": _flag(serve.exclude_input_in_output),
+            "cancellation_check_period_ms": str(_CANCELLATION_CHECK_MS),
+        },
+        "postprocessing": {"tokenizer_dir": TOKENIZER, "skip_special_tokens": "true"},
+    }
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _write_code(version: Path, module: str | None) -> None:
+    """Write the thin model.py, or, for the ensemble, a file that keeps the folder which Triton wants."""
+    if module is None:
+        (version / ".keep").touch()
+        return
+    (version / "model.py").write_text(
+        f'"""Triton loads this file; the code is shardyard.model_repo.models.{module}."""\n\n'
+        f"from shardyard.model_repo.models.{module} import TritonPythonModel\n\n"
+        '__all__ = ["TritonPythonModel"]\n',
+        encoding="utf-8",
+    )
+
+
+def _check(serve: ServeSpec) -> None:
+    if serve.postprocessing_instances > 1:
+        raise PipelineError(
+            f"serve.postprocessing_instances={serve.postprocessing_instances} cannot work",
+            why="each instance is a process, and all chunks of an answer have to pass through the same one",
+            fix="leave it at 1: one process turns tens of thousands of tokens per second into text",
+        )
+
+
+def _read_engine(engine: Path) -> tuple[dict[str, Any], int]:
+    path = engine / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        build = {name: int(config["build_config"][name]) for name in ("max_batch_size", "max_seq_len")}
+        return build, int(config["pretrained_config"]["vocab_size"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ArtifactError(f"{path} is not an engine's configuration", why, "run: shardyard build") from None
+
+
+def _relative(engine: Path, out: Path) -> str:
+    here, there = out.absolute(), engine.absolute()
+    return os.path.relpath(there, here) if there.parent == here.parent else str(there)

@@ -1,0 +1,110 @@
+"""One request's answer: what the engine puts out, as the tensors of ``tensorrt_llm``'s responses."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from shardyard.model_repo.models.generation import Generation
+from shardyard.model_repo.models.stop_watcher import StopWatcher
+from shardyard.model_repo.models.text_state import NO_LIMIT, TextState
+
+__all__ = ["Answer", "Arrays"]
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+
+class Answer:
+    """Collects tokens and makes responses of them: one for each piece when streaming, else one at the end."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        stream: int = 1,
+        channel: int = 0,
+        watcher: StopWatcher | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.generation = generation
+        self.stream = stream
+        self.channel = channel
+        self.chunks = 0
+        self.finished = False
+        self._watcher = watcher
+        self._clock = clock
+        self._tokens: list[int] = []
+        self._log_probs: list[float] = []
+        self._generated = 0
+        self._cumulative = 0.0
+        self._hidden = 0
+        self._arrival, self._first, self._last = clock(), 0, 0
+        if generation.include_prompt:
+            self._tokens += generation.prompt
+            if watcher:
+                watcher.skip(generation.prompt)
+
+    def add(self, tokens: Sequence[int], log_probs: Sequence[float] | None, *, finished: bool) -> Arrays | None:
+        """Take new tokens; return the response's tensors if there is one to send now.
+
+        Sets ``finished`` when this was the last of the answer: the engine says so, or a stop word is in the text.
+        """
+        self._last = self._clock()
+        self._first = self._first or self._last
+        self._tokens += tokens
+        self._generated += len(tokens)
+        self._log_probs += log_probs or [0.0] * len(tokens)
+        self._cumulative += sum(log_probs or ())
+        self._hidden = self._ending(tokens) if finished else 0
+        self.finished = finished
+        if self._watcher:
+            self._watcher.push(tokens[: len(tokens) - self._hidden], final=finished)
+            self.finished = finished or self._watcher.stopped
+        if not self.finished and not (self.generation.streaming and self._tokens):
+            return None
+        return self._response()
+
+    def _ending(self, tokens: Sequence[int]) -> int:
+        """Return how many of the last tokens are a stop word and no text, as far as one id says so: 0 or 1."""
+        ends = {word[0] for word in self.generation.stop_words if len(word) == 1}
+        return int(bool(tokens) and tokens[-1] in ends)
+
+    def _response(self) -> Arrays:
+        count = len(self._tokens)
+        # Nothing new is one place of padding: Triton has no empty tensors.
+        arrays: Arrays = {
+            "output_ids": np.array([[self._tokens or [-1]]], dtype=np.int32),
+            "sequence_length": np.array([[count]], dtype=np.int32),
+            "text_state": self._text_state(count).to_array()[None],
+        }
+        self._add_optional(arrays)
+        self.chunks += 1
+        self._tokens, self._log_probs = [], []
+        return arrays
+
+    def _add_optional(self, arrays: Arrays) -> None:
+        wanted = self.generation
+        if wanted.log_probs:
+            arrays["cum_log_probs"] = np.array([[self._cumulative]], dtype=np.float32)
+            arrays["output_log_probs"] = np.array([[self._log_probs or [0.0]]], dtype=np.float32)
+        if wanted.num_input_tokens:
+            arrays["num_input_tokens"] = np.array([[len(wanted.prompt)]], dtype=np.int32)
+        if wanted.num_output_tokens:
+            arrays["num_output_tokens"] = np.array([[self._generated]], dtype=np.int32)
+        if wanted.perf_metrics and self.finished:
+            times = {"arrival": self._arrival, "first_token": self._first, "last_token": self._last}
+            arrays |= {f"{name}_time_ns": np.array([[value]], dtype=np.int64) for name, value in times.items()}
+
+    def _text_state(self, count: int) -> TextState:
+        return TextState(
+            channel=self.channel,
+            stream=self.stream,
+            chunk=self.chunks,
+            text_tokens=count - self._hidden,
+            limit=self._watcher.limit if self._watcher else NO_LIMIT,
+            finished=self.finished,
+        )

@@ -1,0 +1,115 @@
+"""The chain of preprocessing, tensorrt_llm and postprocessing, called from inside a Triton model."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from shardyard.errors import RequestError
+from shardyard.model_repo.ensemble import STEPS, Step
+from shardyard.model_repo.models.answer import Arrays
+from shardyard.model_repo.tensors import SIDE_OUTPUTS
+
+__all__ = ["Chain", "ChainError"]
+
+#: Seconds between two looks whether clients are still there.
+PERIOD = 0.1
+
+_PREPROCESSING, _ENGINE, _POSTPROCESSING = STEPS
+_SIDE = frozenset(tensor.name for tensor in SIDE_OUTPUTS)
+
+
+class ChainError(RequestError):
+    """A model of the chain answered with an error; its text is the whole of it."""
+
+
+class Chain:
+    """Runs requests through the ensemble's steps, any number at once, each on the thread that iterates it.
+
+    The three models and the way the tensors take are the ensemble's own table. A client that goes away ends its
+    sequence: one thread looks after all clients and sends ``stop`` to the engine.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._clients: dict[str, Any] = {}
+        self._stopping = threading.Event()
+        threading.Thread(target=self._watch, name="shardyard-chain-watch", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop to look after clients."""
+        self._stopping.set()
+
+    def run(self, tensors: Arrays, sender: Any) -> Iterator[Arrays]:
+        """Yield the tensors of the ensemble's responses.
+
+        Raises:
+            ChainError: one of the models refused the request or failed.
+        """
+        pool = {**tensors, **_call(_PREPROCESSING, tensors)}
+        # That is a promise to look at every chunk at once; here a chunk may wait for its thread.
+        pool["_POSTPROCESSING_FOLLOWS"] = np.array([[False]])
+        inner = str(uuid.uuid4())
+        with self._lock:
+            self._clients[inner] = sender
+        try:
+            for made in _stream(_ENGINE, pool, inner):
+                side = {name: array for name, array in made.items() if name in _SIDE}
+                yield {**_call(_POSTPROCESSING, made), **side}
+        finally:
+            with self._lock:
+                self._clients.pop(inner, None)
+
+    def _watch(self) -> None:
+        while not self._stopping.wait(PERIOD):
+            with self._lock:
+                clients = dict(self._clients)
+            for inner, sender in clients.items():
+                if sender.is_cancelled():
+                    with self._lock:
+                        self._clients.pop(inner, None)
+                    _stop(inner)
+
+
+def _stop(request_id: str) -> None:
+    """Ask the engine to end a request. The lengths are there because the model requires them."""
+    one = np.array([[1]], dtype=np.int32)
+    tensors = [
+        pb_utils.Tensor("input_lengths", one),
+        pb_utils.Tensor("request_output_len", one),
+        pb_utils.Tensor("stop", np.array([[True]])),
+    ]
+    request = pb_utils.InferenceRequest(
+        model_name=_ENGINE.model, request_id=request_id, requested_output_names=["output_ids"], inputs=tensors
+    )
+    for _ in request.exec(decoupled=True):
+        pass
+
+
+def _call(step: Step, pool: Arrays) -> Arrays:
+    return _outputs(step, _request(step, pool, "").exec())
+
+
+def _stream(step: Step, pool: Arrays, request_id: str) -> Iterator[Arrays]:
+    for answer in _request(step, pool, request_id).exec(decoupled=True):
+        if outputs := _outputs(step, answer):
+            yield outputs
+
+
+def _request(step: Step, pool: Arrays, request_id: str) -> Any:
+    inputs = [pb_utils.Tensor(name, pool[pooled]) for name, pooled in step.inputs.items() if pooled in pool]
+    return pb_utils.InferenceRequest(
+        model_name=step.model, request_id=request_id, requested_output_names=list(step.outputs), inputs=inputs
+    )
+
+
+def _outputs(step: Step, answer: Any) -> Arrays:
+    """Return a response's tensors under the ensemble's names."""
+    if answer.has_error():
+        raise ChainError(str(answer.error().message()))
+    return {step.outputs[tensor.name()]: np.array(tensor.as_numpy()) for tensor in answer.output_tensors()}

@@ -1,0 +1,65 @@
+"""TensorRT-LLM's own metrics of the engine, as far as the figures exist here, at Triton's metrics port."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton_python_backend_utils as pb_utils
+
+from shardyard.runtime.request import Stats
+
+__all__ = ["Gauges"]
+
+#: Family → its description and the label that tells its gauges apart.
+_FAMILIES = {
+    "nv_trt_llm_request_metrics": ("TRT LLM request metrics", "request_type"),
+    "nv_trt_llm_kv_cache_block_metrics": ("TRT LLM KV cache block metrics", "kv_cache_block_type"),
+    "nv_trt_llm_general_metrics": ("General TRT LLM metrics", "general_type"),
+}
+
+
+def _figures(stats: Stats) -> dict[tuple[str, str], float]:
+    total, used = stats.kv_blocks_total, stats.kv_blocks_used
+    by_family: dict[str, dict[str, float]] = {
+        "nv_trt_llm_request_metrics": {
+            "active": stats.active + stats.queued,
+            "scheduled": stats.active,
+            "waiting": stats.queued,
+            "max": stats.max_active,
+        },
+        "nv_trt_llm_kv_cache_block_metrics": {
+            "max": total,
+            "used": used,
+            "free": total - used,
+            "tokens_per": stats.kv_block_tokens,
+            "fraction": used / total if total else 0.0,
+        },
+        "nv_trt_llm_general_metrics": {"iteration_counter": stats.steps},
+    }
+    return {(family, kind): value for family, values in by_family.items() for kind, value in values.items()}
+
+
+class Gauges:
+    """The engine's gauges. Only those that have changed are written."""
+
+    def __init__(self, model: str, version: str) -> None:
+        self._labels = {"model": model, "version": version}
+        self._families = {
+            name: pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.GAUGE)
+            for name, (text, _) in _FAMILIES.items()
+        }
+        self._gauges: dict[tuple[str, str], Any] = {}
+        self._values: dict[tuple[str, str], float] = {}
+
+    def update(self, stats: Stats) -> None:
+        """Write the figures."""
+        for key, value in _figures(stats).items():
+            if self._values.get(key) != value:
+                self._gauge(key).set(value)
+                self._values[key] = value
+
+    def _gauge(self, key: tuple[str, str]) -> Any:
+        if key not in self._gauges:
+            family, kind = key
+            self._gauges[key] = self._families[family].Metric(labels={**self._labels, _FAMILIES[family][1]: kind})
+        return self._gauges[key]

@@ -1,0 +1,175 @@
+"""A request to ``tensorrt_llm``: its tensors as checked values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardyard.errors import RequestError
+from shardyard.model_repo.models.arrays import Tensors, flag, integer, number, row
+from shardyard.model_repo.models.word_lists import unpack_words
+
+__all__ = ["Defaults", "Generation", "Limits", "parse_generation"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the engine can take: tokens of prompt and answer together, entries of the vocabulary."""
+
+    max_seq_len: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """Values for what a request leaves out, from the model's parameters."""
+
+    exclude_input_in_output: bool = False
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What to generate, and what to send back. ``end_id`` -1: no id ends the answer."""
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    end_id: int
+    stop_words: tuple[tuple[int, ...], ...]
+    min_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    streaming: bool
+    include_prompt: bool
+    log_probs: bool
+    perf_metrics: bool
+    num_input_tokens: bool
+    num_output_tokens: bool
+    postprocessing_follows: bool
+
+
+def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Generation:
+    """Check a request's tensors.
+
+    Raises:
+        RequestError: a value is missing or out of range; the error says which and what would be possible.
+    """
+    _only_one(tensors)
+    prompt = _prompt(tensors, limits)
+    streaming = flag(tensors, "streaming")
+    temperature = _at_least(0.0, tensors, "temperature", 1.0)
+    return Generation(
+        prompt=prompt,
+        max_new_tokens=_new_tokens(tensors, len(prompt), limits),
+        end_id=_end_id(tensors, limits),
+        stop_words=_stop_words(tensors, limits),
+        min_tokens=int(_at_least(0, tensors, "min_tokens", 0)),
+        # A temperature of 0 means the most likely token; the limit itself cannot be computed with.
+        temperature=temperature or 1.0,
+        top_k=int(_at_least(0, tensors, "runtime_top_k", 0)) if temperature else 1,
+        top_p=_top_p(tensors) if temperature else 0.0,
+        seed=integer(tensors, "seed"),
+        repetition_penalty=_repetition_penalty(tensors),
+        presence_penalty=number(tensors, "presence_penalty"),
+        frequency_penalty=number(tensors, "frequency_penalty"),
+        streaming=streaming,
+        # As TensorRT-LLM: a stream carries new tokens only.
+        include_prompt=not streaming and not flag(tensors, "exclude_input_in_output", defaults.exclude_input_in_output),
+        log_probs=flag(tensors, "return_log_probs"),
+        perf_metrics=flag(tensors, "return_perf_metrics"),
+        num_input_tokens=flag(tensors, "return_num_input_tokens"),
+        num_output_tokens=flag(tensors, "return_num_output_tokens"),
+        postprocessing_follows=flag(tensors, "postprocessing_follows"),
+    )
+
+
+def check_lengths(prompt: int, new: int, max_seq_len: int) -> None:
+    """Check that prompt and answer, in tokens, fit the engine.
+
+    Raises:
+        RequestError: they do not.
+    """
+    if prompt >= max_seq_len:
+        raise RequestError(
+            f"the prompt has {prompt} tokens",
+            f"the engine was built for max_seq_len={max_seq_len}, prompt and answer together",
+            f"shorten it to at most {max_seq_len - 1} tokens",
+        )
+    if new < 1:
+        raise RequestError(f"max_tokens is {new}", "an answer has at least one token", "ask for 1 or more")
+    if prompt + new > max_seq_len:
+        raise RequestError(
+            f"max_tokens is {new} after a prompt of {prompt} tokens",
+            f"together they exceed max_seq_len={max_seq_len}",
+            f"ask for at most {max_seq_len - prompt}",
+        )
+
+
+def _only_one(tensors: Tensors) -> None:
+    for name in ("beam_width", "num_return_sequences"):
+        if (value := integer(tensors, name, 1)) != 1:
+            raise RequestError(f"{name} is {value}", "this engine makes one answer for a request", "leave it out")
+
+
+def _prompt(tensors: Tensors, limits: Limits) -> tuple[int, ...]:
+    ids = row(tensors, "input_ids")
+    if ids is None:
+        raise RequestError("input_ids is missing", "there is nothing to go on from", "send the prompt's token ids")
+    length = integer(tensors, "input_lengths", ids.size)
+    if not 1 <= length <= ids.size:
+        raise RequestError(f"input_lengths is {length}", f"input_ids has {ids.size} ids")
+    prompt = tuple(ids.reshape(-1)[:length].tolist())
+    _check_ids("input_ids", prompt, limits)
+    return prompt
+
+
+def _check_ids(name: str, ids: tuple[int, ...], limits: Limits) -> None:
+    for index in ids:
+        if not 0 <= index < limits.vocab_size:
+            raise RequestError(f"{name} has the id {index}", f"the vocabulary has ids 0 to {limits.vocab_size - 1}")
+
+
+def _new_tokens(tensors: Tensors, prompt: int, limits: Limits) -> int:
+    new = integer(tensors, "request_output_len", -1)
+    check_lengths(prompt, new, limits.max_seq_len)
+    return new
+
+
+def _end_id(tensors: Tensors, limits: Limits) -> int:
+    end = integer(tensors, "end_id", -1)
+    if end != -1:
+        _check_ids("end_id", (end,), limits)
+    return end
+
+
+def _stop_words(tensors: Tensors, limits: Limits) -> tuple[tuple[int, ...], ...]:
+    table = tensors.get("stop_words_list")
+    words = () if table is None else unpack_words(table)
+    for word in words:
+        _check_ids("stop_words_list", word, limits)
+    return words
+
+
+def _at_least(least: float, tensors: Tensors, name: str, default: float) -> float:
+    value = number(tensors, name, default)
+    if value < least:
+        raise RequestError(f"{name.removeprefix('runtime_')} is {value:g}", f"it must be at least {least:g}")
+    return value
+
+
+def _top_p(tensors: Tensors) -> float:
+    value = number(tensors, "runtime_top_p")
+    if value > 1:
+        raise RequestError(f"top_p is {value:g}", "it is a share of the probability: at most 1")
+    # As TensorRT-LLM: not positive counts as absent.
+    return max(value, 0.0)
+
+
+def _repetition_penalty(tensors: Tensors) -> float:
+    value = number(tensors, "repetition_penalty", 1.0)
+    if value <= 0:
+        raise RequestError(f"repetition_penalty is {value:g}", "scores are divided by it: it must be more than 0")
+    return value

@@ -1,0 +1,45 @@
+"""The Triton model ``postprocessing``: token ids in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shardyard.model_repo.models.acknowledge import Acknowledger
+from shardyard.model_repo.models.text_state import TextState
+from shardyard.model_repo.models.text_streams import TextStreams
+from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.model_repo.models.triton_io import Settings, error_response, read_tensors, response
+
+__all__ = ["TritonPythonModel"]
+
+
+class TritonPythonModel:
+    """Decodes the chunks of many streams; one process has to see all chunks of a stream, in their order."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the tokenizer."""
+        settings = Settings.read(args)
+        tokenizer = Tokenizer.load(settings.path("tokenizer_dir"))
+        self._streams = TextStreams(tokenizer, skip_special=settings.flag("skip_special_tokens"))
+        self._acknowledger = Acknowledger()
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer a batch of requests, in the order in which they came."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            tensors = read_tensors(request)
+            row = tensors.get("TEXT_STATE")
+            state = None if row is None else TextState.from_array(row)
+            if state and state.channel:
+                self._acknowledger.acknowledge(state.channel, state.stream, state.chunk)
+            ids = tensors["TOKENS_BATCH"]
+            lengths = tensors["SEQUENCE_LENGTH"].reshape(-1)
+            texts = self._streams.text(ids.reshape(len(lengths), -1), lengths, state)
+            return response({"OUTPUT": np.array([[text.encode() for text in texts]], dtype=object)})
+        except Exception as error:
+            return error_response(error)

@@ -1,0 +1,40 @@
+"""The Triton model ``preprocessing``: text in, token ids out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
+from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.model_repo.models.triton_io import Settings, error_response, read_tensors, response
+
+__all__ = ["TritonPythonModel"]
+
+
+class TritonPythonModel:
+    """Tokenizes each request by itself, so that a bad one harms no other."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Load the tokenizer."""
+        settings = Settings.read(args)
+        self._known = json.loads(settings.parameter("request_inputs"))
+        self._preprocess = Preprocessor(
+            tokenizer=Tokenizer.load(settings.path("tokenizer_dir")),
+            end_ids=tuple(json.loads(settings.parameter("end_ids"))),
+            pad_id=int(settings.parameter("pad_id")),
+            max_seq_len=int(settings.parameter("max_seq_len")),
+            add_special_tokens=settings.flag("add_special_tokens"),
+        )
+
+    def execute(self, requests: Sequence[Any]) -> list[Any]:
+        """Answer a batch of requests."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        try:
+            check_parameters(request.parameters(), self._known)
+            return response(self._preprocess(read_tensors(request)))
+        except Exception as error:
+            return error_response(error)

@@ -1,0 +1,115 @@
+"""The Triton model ``tensorrt_llm`` on the CPU: TensorRT-LLM's tensors, served by the embedded engine.
+
+This process is MPI rank 0, the engine's leader. Requests of any number are in flight at once: ``execute`` hands them
+over and returns, and answers go out as the engine makes tokens.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from shardyard.errors import LaunchError, RequestError
+from shardyard.model_repo.models.arrays import flag
+from shardyard.model_repo.models.engine_streams import EngineStreams
+from shardyard.model_repo.models.gauges import Gauges
+from shardyard.model_repo.models.generation import Defaults, Limits, parse_generation
+from shardyard.model_repo.models.prompts import check_parameters
+from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.model_repo.models.triton_io import FINAL, Settings, error_response, read_tensors
+from shardyard.runtime.executor import Executor
+from shardyard.runtime.request import Output, Request
+
+__all__ = ["TritonPythonModel"]
+
+#: Seconds that the first token may take: the engine packs its weights at the first step.
+WARM_UP_TIMEOUT = 120.0
+
+
+class TritonPythonModel:
+    """The leader inside Triton."""
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Start the engine and generate one token over all of its ranks."""
+        settings = Settings.read(args)
+        self._known = settings.inputs()
+        self._tokenizer = Tokenizer.load(settings.path("tokenizer_dir"))
+        self._defaults = Defaults(settings.flag("exclude_input_in_output"))
+        self._executor = Executor(
+            settings.path("gpt_model_path"), max_queue_size=int(settings.parameter("max_queue_size"))
+        )
+        limits = self._executor.limits
+        self._limits = Limits(min(limits.max_seq_len, limits.kv_tokens), limits.vocab)
+        self._warm_up()
+        self._streams = EngineStreams(self._executor, _fence)
+        self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000
+        self._gauges = Gauges(settings.name, settings.version)
+        self._stopping = threading.Event()
+        self._watch = threading.Thread(target=self._watch_clients, name="shardyard-watch", daemon=True)
+        self._watch.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Hand a batch of requests to the engine."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                self._accept(request, sender)
+            except Exception as error:
+                sender.send(error_response(error), flags=FINAL)
+
+    def finalize(self) -> None:
+        """End the engine and all of its ranks."""
+        self._stopping.set()
+        self._watch.join()
+        self._executor.shutdown()
+
+    def _accept(self, request: Any, sender: Any) -> None:
+        tensors = read_tensors(request)
+        if flag(tensors, "stop"):
+            if not request.request_id():
+                raise RequestError("stop needs a request id", "it names the request that is to end")
+            self._streams.stop(request.request_id())
+            sender.send(flags=FINAL)
+            return
+        generation = parse_generation(tensors, self._limits, self._defaults)
+        if not generation.postprocessing_follows:  # Else preprocessing has looked.
+            check_parameters(request.parameters(), self._known)
+        self._streams.submit(generation, self._tokenizer, sender, request.request_id())
+
+    def _warm_up(self) -> None:
+        done = threading.Event()
+        errors = []
+
+        def take(output: Output) -> None:
+            errors.append(output.error)
+            if output.finished:
+                done.set()
+
+        self._executor.submit(Request(prompt=(0,), max_new_tokens=1), take)
+        if not done.wait(WARM_UP_TIMEOUT):
+            raise LaunchError(f"the engine made no token in {WARM_UP_TIMEOUT:g} s", "a rank may hang", "see its log")
+        if any(errors):
+            raise LaunchError("the engine cannot generate", why=str(errors[-1]))
+
+    def _watch_clients(self) -> None:
+        shown = 0.0
+        while not self._stopping.wait(self._period):
+            self._streams.cancel_abandoned()
+            if time.monotonic() - shown > 0.5:
+                shown = time.monotonic()
+                self._gauges.update(self._executor.stats())
+
+
+def _fence() -> bool:
+    """Send an empty chunk through ``postprocessing``: its answer comes after all that was sent there before."""
+    inputs = [
+        pb_utils.Tensor("TOKENS_BATCH", np.array([[[-1]]], dtype=np.int32)),
+        pb_utils.Tensor("SEQUENCE_LENGTH", np.array([[0]], dtype=np.int32)),
+    ]
+    request = pb_utils.InferenceRequest(model_name="postprocessing", requested_output_names=["OUTPUT"], inputs=inputs)
+    return not request.exec().has_error()

@@ -1,0 +1,44 @@
+"""What ``tensorrt_llm`` tells ``postprocessing`` about a chunk of tokens: INT64 [6].
+
+An ensemble in Triton cannot carry a tensor around a decoupled step, so this goes through it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["NO_LIMIT", "TextState"]
+
+#: ``limit`` of a stream that has no stop words.
+NO_LIMIT = -1
+
+
+@dataclass(frozen=True)
+class TextState:
+    """One chunk's place in its stream.
+
+    ``channel``: where to acknowledge chunks (``acknowledge.py``), 0: nowhere. ``stream``, ``chunk``: numbers from 0 up.
+    ``text_tokens``: how many of the chunk's tokens are text; an end id is not. ``limit``: characters of the stream's
+    text that may be shown so far; what may become a stop word is held back. ``finished``: this is the last chunk.
+    """
+
+    channel: int
+    stream: int
+    chunk: int
+    text_tokens: int
+    limit: int
+    finished: bool
+
+    def to_array(self) -> npt.NDArray[np.int64]:
+        """Return the tensor's row."""
+        fields = [self.channel, self.stream, self.chunk, self.text_tokens, self.limit, int(self.finished)]
+        return np.array(fields, dtype=np.int64)
+
+    @classmethod
+    def from_array(cls, row: npt.NDArray[np.int64]) -> TextState:
+        """Read the tensor's row."""
+        channel, stream, chunk, text_tokens, limit, finished = (int(value) for value in row.reshape(6))
+        return cls(channel, stream, chunk, text_tokens, limit, bool(finished))
