@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ __all__ = [
     "differences",
     "hash_file",
     "is_artifact",
+    "link_to_parent",
+    "parent_hash",
     "read_manifest",
     "stamp_files",
     "write_artifact",
@@ -114,6 +116,28 @@ def content_key(
     files = {name: [stamp.sha256, stamp.size] for name, stamp in inputs.items()}
     body = {"schema": SCHEMA, "stage": stage, "inputs": files, "settings": settings, "toolchain": toolchain}
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def parent_hash(source: Path) -> str | None:
+    """Return the SHA-256 of the source's manifest; None where the source is a checkpoint that no stage made."""
+    return hash_file(source / MANIFEST) if is_artifact(source) else None
+
+
+def link_to_parent(folder: Path, manifest: Manifest, source: Path) -> Manifest:
+    """Return the manifest with the source's present manifest as its parent, and write it if that is news.
+
+    A source that was made anew with the same content leaves an artifact up to date, but its chain must not break.
+    """
+    parent = parent_hash(source)
+    if parent == manifest.parent:
+        return manifest
+    linked = replace(manifest, parent=parent)
+    _write_manifest(folder, linked)
+    return linked
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
 
 
 def is_artifact(folder: Path) -> bool:
@@ -243,13 +267,13 @@ def write_artifact(
                 outputs=outputs,
                 settings=dict(settings),
                 toolchain=dict(toolchain),
-                parent=hash_file(source / MANIFEST) if is_artifact(source) else None,
+                parent=parent_hash(source),
                 timings={**draft.timings, "total_s": round(time.monotonic() - started, 3)},
                 created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             )
             for name in outputs:
                 _sync(folder / name)
-            write_atomically(folder / MANIFEST, json.dumps(asdict(manifest), indent=1, sort_keys=True) + "\n")
+            _write_manifest(folder, manifest)
             _replace(folder, target)
     except OSError as error:
         raise ArtifactError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import Draft, FileStamp, Manifest, differences, read_manifest, write_artifact
+from shardyard.artifacts import Draft, FileStamp, Manifest, differences, link_to_parent, read_manifest, write_artifact
 from shardyard.console import Console
 
 __all__ = ["StageResult", "run_stage"]
@@ -36,7 +36,7 @@ def run_stage(
     """Run ``work`` on a draft of ``target`` unless the target is up to date for these inputs."""
     reasons = differences(target, stage, inputs, settings, toolchain)
     if not reasons:
-        manifest = read_manifest(target, stage)
+        manifest = link_to_parent(target, read_manifest(target, stage), source)
         console.stage(stage, f"up to date: inputs, settings and tool chain are those of {target} ({manifest.key[:12]})")
         return StageResult(target, manifest, True, None)
     more = f", and {len(reasons) - 1} more" if len(reasons) > 1 and not console.explain else ""
