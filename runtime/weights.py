@@ -40,7 +40,7 @@ class Weights:
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.arrays = arrays
-        self._constants: dict[str, Any] = {}
+        self._constants: dict[tuple[str, int], Any] = {}
 
     def vector(self, name: str) -> Any:
         """Return a norm's or bias's values as float32 [n]."""
@@ -72,13 +72,14 @@ class Weights:
         return node
 
     def _constant(self, name: str, rows: int | None = None) -> Any:
-        if name not in self._constants:
-            array = self.arrays[name][:rows]
+        array = self.arrays[name][:rows]
+        key = name, len(array)
+        if key not in self._constants:
             kind = _TYPES[array.dtype]
             # OpenVINO's binding does not know numpy's bfloat16: it is given the bits.
             bits = array.view(np.uint16) if kind == ov.Type.bf16 else array
             constant = ov.op.Constant(ov.Tensor(bits, list(array.shape), kind), shared_memory=True)
             if kind in (ov.Type.bf16, ov.Type.f16):
                 constant.get_rt_info()["keep_const_precision_0"] = ""
-            self._constants[name] = constant
-        return self._constants[name]
+            self._constants[key] = constant
+        return self._constants[key]
