@@ -18,7 +18,6 @@ __all__ = ["GenerateRequest", "StreamClient"]
 MODEL = "ensemble"
 
 _TEXT = "text_output"
-_FINAL = "triton_final_response"
 
 #: Prompts and answers may be long; gRPC's own limit is 4 MiB.
 _OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -41,16 +40,16 @@ class StreamClient:
             LaunchError: no endpoint answers at this address.
         """
         call = self._stub.ModelStreamInfer(iter([request.message(self.model)]), timeout=request.timeout_s)
+        answered = False
         try:
             for response in call:
+                answered = True
                 if response.error_message:
                     raise RequestError(f"the endpoint refused the request: {response.error_message}")
                 if text := _text(response.infer_response):
                     yield text
-                if response.infer_response.parameters[_FINAL].bool_param:
-                    return
         except grpc.RpcError as error:
-            raise self._explain(error, request) from None
+            raise self._explain(error, request, answered) from None
         finally:
             call.cancel()
 
@@ -64,17 +63,18 @@ class StreamClient:
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def _explain(self, error: Any, request: GenerateRequest) -> LaunchError:
+    def _explain(self, error: Any, request: GenerateRequest, answered: bool) -> LaunchError:
         code, details = error.code(), error.details()
         if code == grpc.StatusCode.DEADLINE_EXCEEDED:
             return RequestError(f"the endpoint did not finish the answer within {request.timeout_s:g} s")
-        if code == grpc.StatusCode.UNAVAILABLE:
+        if code == grpc.StatusCode.UNAVAILABLE and not answered:
             return LaunchError(
                 f"no endpoint answers at {self.endpoint.grpc_address}",
                 why=f"gRPC says: {details}",
                 fix="start it in another terminal: shardyard serve PIPELINE.yaml",
             )
-        return RequestError(f"the request failed: {details}", why=f"gRPC status {code.name}")
+        where = "in the middle of the answer" if answered else "before any answer"
+        return RequestError(f"the request failed {where}", why=f"gRPC says: {details} ({code.name})")
 
 
 def _text(response: Any) -> str:

@@ -1,9 +1,10 @@
 """Stands between the supervisor and mpirun, so that nothing outlives either of them.
 
 Runs as a program of its own: ``python -m shardyard.triton.guard RUN_FOLDER``. It starts mpirun and waits until mpirun
-has ended or its standard input is closed, which the kernel does when the supervisor ends in any way, ``kill -9``
-included. Then it kills every process of the run and removes the run's folder and shared memory. An end in order comes
-before that and is the supervisor's business. It imports the standard library alone, to start in milliseconds.
+has ended, the supervisor has ended (in any way, ``kill -9`` included), or its standard input is closed, with which the
+supervisor asks for the end. Then it kills every process of the run and removes the run's folder and shared memory. An
+end in order comes before that and is the supervisor's business. It imports the standard library alone, to start in
+milliseconds.
 
 Processes of the run are known by a variable in their environment: tritonserver's stubs are re-parented when it dies,
 so that a walk down the process tree would miss them.
@@ -118,11 +119,13 @@ def _guard(run: Path) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     mpirun = None
     try:
+        supervisor = os.pidfd_open(plan["supervisor"])
         mpirun = subprocess.Popen(
             plan["command"], env=plan["environment"], cwd=run, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent
         )
         write_pid(run / PIDS, MPIRUN, mpirun.pid)
-        _wait(mpirun.pid)
+        # Its end closes our standard input too, but not before that of every process that it has forked.
+        select.select([os.pidfd_open(mpirun.pid), supervisor, sys.stdin.fileno()], [], [])
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         end_run(plan["token"], last=mpirun.pid if mpirun else None)
@@ -137,13 +140,6 @@ def write_pid(folder: Path, name: str, pid: int) -> None:
     draft = folder / f".{name}"
     draft.write_text(str(pid))
     draft.rename(folder / name)
-
-
-def _wait(pid: int) -> None:
-    """Return when the process has ended or the supervisor has gone."""
-    ended = os.pidfd_open(pid)
-    select.select([ended, sys.stdin.fileno()], [], [])
-    os.close(ended)
 
 
 def _reap(seconds: float) -> None:

@@ -88,9 +88,11 @@ def _free(host: str, taken: dict[int, str], field: str) -> int:
         if error is None:
             taken[port] = field
             return port
+        if error.errno != errno.EADDRINUSE:
+            break  # the address is at fault, not the port
     raise LaunchError(
         f"no free port was found on {host} for serve.{field}",
-        why=f"the last of 100 tries: {error}",
+        why=f"the last try said: {error}",
         fix="give an address of this machine as serve.host",
     )
 

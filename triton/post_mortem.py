@@ -19,7 +19,7 @@ TAIL_WIDTH = 240
 
 #: What Open MPI's mpirun writes about the first rank that ended badly.
 _SIGNALLED = re.compile(r"process rank (\d+) with PID \d+ on node \S+\s+exited\s+on\s+signal (\d+)")
-_EXITED = re.compile(r"Process name:\s+\[+[^\]]*,(\d+)\]\s+Exit code:\s+(\d+)")
+_EXITED = re.compile(r"Process name:\s+\S+,(\d+)\]\s+Exit code:\s+(\d+)")
 
 #: What a rank writes that ends the world on purpose; its peers are killed and may be seen to end before it.
 _ABORTED = re.compile(r"MPI_ABORT was invoked on rank (\d+)")

@@ -76,7 +76,10 @@ class GenerateRequest:
 
 
 def _texts(texts: tuple[str, ...]) -> bytes:
-    encoded = [text.encode() for text in texts]
+    try:
+        encoded = [text.encode() for text in texts]
+    except UnicodeEncodeError as error:
+        raise RequestError("the text cannot be sent", why=f"it is not valid Unicode: {error}") from None
     return b"".join(struct.pack("<I", len(text)) + text for text in encoded)
 
 

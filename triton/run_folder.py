@@ -9,12 +9,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.triton.guard import PIDS, RUN_VARIABLE, SHM, clean
+from shardyard.triton.guard import PIDS, RUN_VARIABLE, SHM, clean, end_run
 
 __all__ = ["RunFolder", "sweep"]
-
-#: Names the prefix of a run's shared memory to the ranks, for segments that they make themselves.
-SHM_VARIABLE = "SHARDYARD_SHM_PREFIX"
 
 _LOCK = "lock"
 _TEMPORARY = "tmp"
@@ -57,7 +54,6 @@ class RunFolder:
         """Return the variables that keep the world's temporary files and shared memory in this run's places."""
         return {
             RUN_VARIABLE: self.token,
-            SHM_VARIABLE: self.shm_prefix,
             "TMPDIR": str(self.path / _TEMPORARY),
             "OMPI_MCA_btl_sm_backing_directory": str(SHM / f"{self.shm_prefix}mpi"),
         }
@@ -77,7 +73,7 @@ def _folder(token: str) -> Path:
 
 
 def sweep() -> None:
-    """Remove what runs have left whose supervisor and guard were both killed."""
+    """End and remove what is left of runs whose supervisor and guard were both killed."""
     for path in SHM.glob(f"shardyard_*_{_LOCK}"):
         try:
             lock = os.open(path, os.O_RDWR)
@@ -86,6 +82,7 @@ def sweep() -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             token = path.name.split("_")[1]
+            end_run(token)
             clean(str(_folder(token)), _prefix(token))
         except OSError:
             pass  # alive

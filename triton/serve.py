@@ -111,8 +111,8 @@ def launch(
     run = RunFolder.make()
     server = Server(endpoint, Supervisor(run, logs.resolve(), world.ranks), spec.stop_timeout_s)
     try:
-        _start(server.supervisor, pipeline, ports, world, model_repo, files)
         console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
+        _start(server.supervisor, pipeline, ports, world, model_repo, files)
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         server.supervisor.endpoint_is_ready()
     except BaseException:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
-from shardyard.errors import LaunchError, ShardyardError
+from shardyard.errors import LaunchError, RankError, ShardyardError
 from shardyard.triton.health import is_ready
 from shardyard.triton.post_mortem import last_lines
 from shardyard.triton.rank_entry import rank_log
@@ -24,6 +24,10 @@ Probe = Callable[[Endpoint, float], None]
 _INTERVAL = 0.05
 
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
+
+#: A model that failed. Triton would first wait for all others, and for MPI's end in the failed model's process, which
+#: never comes as the workers know nothing of it.
+_FAILED = re.compile(r"(?:Failed to initialize Python stub|failed to load '[^']+' version \d+): ([^\n]*)")
 
 
 def wait_until_ready(
@@ -40,7 +44,9 @@ def wait_until_ready(
         seen: set[str] = set()
         while not is_ready(endpoint):
             _check(supervisor, deadline, timeout)
-            loaded = set(_LOADED.findall(_text(rank_log(supervisor.logs, 0))))
+            log = _text(rank_log(supervisor.logs, 0))
+            _check_models(log, supervisor)
+            loaded = set(_LOADED.findall(log))
             advance(len(loaded - seen), f"{len(loaded)} of {models} models loaded")
             seen = loaded
             supervisor.failing.wait(_INTERVAL)
@@ -67,6 +73,19 @@ def _check(supervisor: Supervisor, deadline: float, timeout: float) -> None:
             f"the endpoint was not ready after {timeout:g} s",
             why="no rank ended, but one of them waits for something\n" + "\n".join(tails),
             fix="mend what these lines say, or give it longer: --set serve.start_timeout_s=…",
+        )
+
+
+def _check_models(log: str, supervisor: Supervisor) -> None:
+    """Raise if Triton's log says that a model failed to load."""
+    if found := _FAILED.search(log):
+        path = rank_log(supervisor.logs, 0)
+        raise RankError(
+            0,
+            f"rank 0 of {supervisor.ranks} (tritonserver) could not load a model",
+            why=found[1].strip('"').replace("\\n", "\n").strip(),
+            fix=f"mend what this says and start again; all its lines are in {path}",
+            tail=last_lines(path),
         )
 
 

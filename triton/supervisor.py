@@ -60,6 +60,7 @@ class Supervisor:
             "command": command,
             "environment": child_environment({**environment, **self.run.environment()}),
             "token": self.run.token,
+            "supervisor": os.getpid(),
             "shm_prefix": self.run.shm_prefix,
         }
         (self.run.path / guard.PLAN).write_text(json.dumps(plan))

@@ -50,14 +50,14 @@ Launch = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def make_repo(tmp_path_factory: pytest.TempPathFactory) -> MakeRepo:
-    """Make a repository of its own with the echo model, sound or broken."""
+    """Make a repository of its own with the echo model, sound or of a kind that has a fault."""
 
-    def make(*, broken: bool = False) -> Path:
+    def make(*, kind: str = "") -> Path:
         repo = tmp_path_factory.mktemp("repo")
         version = repo / "ensemble" / "1"
         version.mkdir(parents=True)
-        more = 'parameters { key: "kind" value { string_value: "BROKEN" } }' if broken else ""
-        (repo / "ensemble" / "config.pbtxt").write_text(CONFIG + more)
+        parameter = f'parameters {{ key: "kind" value {{ string_value: "{kind}" }} }}'
+        (repo / "ensemble" / "config.pbtxt").write_text(CONFIG + parameter)
         (version / "model.py").write_text((PROGRAMS / "echo_model.py").read_text())
         return repo
 
@@ -90,10 +90,10 @@ def start(
 ) -> Launch:
     """Launch an echo endpoint of ``ranks`` ranks."""
 
-    def begin(ranks: int, *worker_args: str, broken: bool = False, **serve: object) -> Server:
+    def begin(ranks: int, *worker_args: str, kind: str = "", **serve: object) -> Server:
         logs = tmp_path_factory.mktemp("logs")
         world = World(ranks, worker(*worker_args))
-        return launch(pipeline(**serve), make_repo(broken=broken), logs, Console(quiet=True), world=world)
+        return launch(pipeline(**serve), make_repo(kind=kind), logs, Console(quiet=True), world=world)
 
     return begin
 

@@ -1,6 +1,7 @@
 """A decoupled ``ensemble`` that answers with its prompt, word by word and over again, and leads an MPI world."""
 
 import importlib.util
+import json
 import os
 import threading
 import time
@@ -15,7 +16,8 @@ PAUSE = 0.02
 class TritonPythonModel:
     def initialize(self, args):
         print("model sees triton:", importlib.util.find_spec("triton"), flush=True)
-        if "BROKEN" in args["model_config"]:
+        self.kind = json.loads(args["model_config"])["parameters"]["kind"]["string_value"]
+        if self.kind == "broken":
             raise ValueError("this model is broken on purpose")
         self.world = MPI.COMM_WORLD
         self.world.barrier()
@@ -30,7 +32,7 @@ class TritonPythonModel:
         sender = request.get_response_sender()
         text = inputs["text_input"][0].decode()
         final = pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-        if text == "fail":
+        if text == "fail" or self.kind == "refuses":
             sender.send(pb.InferenceResponse(error=pb.TritonError("told to fail")), flags=final)
             return
         if text == "inputs":
@@ -46,6 +48,8 @@ class TritonPythonModel:
         sender.send(flags=final)
 
     def finalize(self):
+        if self.kind == "hangs":
+            time.sleep(60)
         for rank in range(1, self.world.size):
             self.world.send(None, dest=rank)
 

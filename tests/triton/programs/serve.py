@@ -1,5 +1,6 @@
 """Serves a model repository until a signal, as the command line does: ``serve.py REPO LOGS RANKS WORKER…``."""
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -14,8 +15,12 @@ repo, logs, ranks, *worker = sys.argv[1:]
 pipeline = parse_pipeline(
     {"name": "t", "model": {"checkpoint": "x"}, "serve": {"http_port": 0, "grpc_port": 0, "metrics_port": 0}}
 )
+interrupted = contextlib.suppress(KeyboardInterrupt)  # One that comes just before or after wait().
 try:
-    with launch(pipeline, Path(repo), Path(logs), Console(), world=World(int(ranks), tuple(worker))) as server:
+    with (
+        interrupted,
+        launch(pipeline, Path(repo), Path(logs), Console(), world=World(int(ranks), tuple(worker))) as server,
+    ):
         print(json.dumps({"ready": server.supervisor.run.token}), flush=True)
         server.wait()
 except ShardyardError as error:

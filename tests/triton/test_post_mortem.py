@@ -1,0 +1,76 @@
+"""Which rank is named when several have ended; the launchers' texts are those of Open MPI 5 and 4."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from shardyard.errors import LaunchError, RankError
+from shardyard.triton.post_mortem import TAIL_LINES, Ended, explain, last_lines
+
+SIGNALLED = """\
+--------------------------------------------------------------------------
+prterun noticed that process rank 1 with PID 4321 on node host7 exited on
+signal 9 (Killed).
+--------------------------------------------------------------------------
+"""
+SIGNALLED_4 = "mpirun noticed that process rank 1 with PID 0 on node host7 exited on signal 9 (Killed).\n"
+EXITED = """\
+prterun detected that one or more processes exited with non-zero status,
+thus causing the job to be terminated. The first process to do so was:
+
+   Process name: [prterun-host7-10892@1,1]
+   Exit code:    7
+"""
+EXITED_4 = EXITED.replace("[prterun-host7-10892@1,1]", "[[64013,1],1]")
+ABORTED = "MPI_ABORT was invoked on rank 2 in communicator MPI_COMM_WORLD\n"
+
+TRITON, MPIRUN = Ended(0, "tritonserver"), Ended(None, "mpirun")
+STUB = Ended(0, "tritonserver's process for tensorrt_llm", stub=True)
+WORKERS = [Ended(rank, "worker") for rank in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("gone", "mpirun", "rank", "how"),
+    [
+        ([WORKERS[1]], SIGNALLED, 1, "signal 9 (SIGKILL)"),
+        ([WORKERS[1]], SIGNALLED_4, 1, "signal 9 (SIGKILL)"),
+        ([WORKERS[1]], EXITED, 1, "status 7"),
+        ([WORKERS[1]], EXITED_4, 1, "status 7"),
+        ([WORKERS[1]], "", 1, "status 0"),
+        ([WORKERS[2]], SIGNALLED, 2, "status 0"),  # rank 1 is one of those that were killed afterwards
+        ([TRITON, WORKERS[1], WORKERS[2]], EXITED, 1, "status 7"),
+        ([TRITON, WORKERS[1], MPIRUN], SIGNALLED, 1, "signal 9"),
+        ([TRITON], ABORTED, 2, "aborted the MPI world"),
+        ([STUB], SIGNALLED.replace("rank 1", "rank 0"), 0, "killed or crashed"),
+    ],
+)
+def test_the_first_rank_is_named(gone: Sequence[Ended], mpirun: str, rank: int, how: str, tmp_path: Path) -> None:
+    (tmp_path / "mpirun.log").write_text(mpirun)
+    (tmp_path / f"rank{rank}.log").write_text("first\nlast words\n")
+    error = explain(gone, tmp_path, 3, ready=True)
+    assert isinstance(error, RankError)
+    assert error.rank == rank
+    assert f"rank {rank} of 3" in error.what
+    assert how in error.why
+    assert error.tail == "first\nlast words"
+
+
+@pytest.mark.parametrize("gone", [[MPIRUN], [TRITON, WORKERS[1], MPIRUN]])
+def test_a_launcher_that_ended_by_itself(gone: Sequence[Ended], tmp_path: Path) -> None:
+    (tmp_path / "mpirun.log").write_text("there are not enough slots\n")
+    error = explain(gone, tmp_path, 3, ready=False)
+    assert type(error) is LaunchError
+    assert (error.what, error.why) == ("mpirun ended before the endpoint was ready", "there are not enough slots")
+
+
+def test_last_lines(tmp_path: Path) -> None:
+    log = tmp_path / "rank0.log"
+    assert last_lines(log) == ""
+    log.write_bytes(b"\n".join(f"line {number}\n".encode() for number in range(50)) + b"\xff" + b"x" * 1000)
+    lines = last_lines(log).splitlines()
+    assert len(lines) == TAIL_LINES
+    assert lines[0] == "line 31"
+    assert len(lines[-1]) < 300

@@ -1,0 +1,219 @@
+"""An endpoint's life: start, refusals to start, and the ways to end it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from shardyard.errors import ArtifactError, LaunchError, RankError
+from shardyard.spec import Pipeline
+from shardyard.triton.guard import SHM
+from shardyard.triton.run_folder import sweep
+from shardyard.triton.serve import Server, launch
+
+pytestmark = pytest.mark.e2e
+
+Start = Callable[..., Server]
+Check = Callable[..., None]
+Program = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def program(
+    make_repo: Callable[..., Path], worker: Callable[..., tuple[str, ...]], tmp_path: Path
+) -> Iterator[Program]:
+    """Start programs/serve.py as a child, in a session of its own as from a terminal."""
+    children = []
+
+    def begin(*worker_args: str, ranks: int = 2, cwd: Path = tmp_path, **env: str) -> subprocess.Popen[str]:
+        script = Path(__file__).parent / "programs" / "serve.py"
+        arguments = [str(make_repo()), str(tmp_path / "logs"), str(ranks), *worker(*worker_args)]
+        children.append(
+            subprocess.Popen(
+                [sys.executable, str(script), *arguments],
+                cwd=cwd,
+                env={**os.environ, **env},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        return children[-1]
+
+    yield begin
+    for child in children:
+        child.kill()
+        child.communicate(timeout=5)
+
+
+def until_ready(child: subprocess.Popen[str]) -> str:
+    """Return the run's token once the program says that it is ready."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        if line.startswith("{"):
+            return str(json.loads(line)["ready"])
+    raise AssertionError(child.communicate()[1])
+
+
+def test_start_and_stop_leave_nothing(start: Start, nothing_left: Check) -> None:
+    began = time.monotonic()
+    with start(2) as server:
+        endpoint = server.endpoint
+        processes = psutil.Process().children(recursive=True)
+        assert len({endpoint.http_port, endpoint.grpc_port, endpoint.metrics_port}) == 3
+        for url in ("/v2/health/ready", "/v2/models/ensemble/ready"):
+            connection = http.client.HTTPConnection(endpoint.host, endpoint.http_port, timeout=5)
+            connection.request("GET", url)
+            assert connection.getresponse().status == 200
+            connection.close()
+        assert len(processes) == 5  # guard, mpirun, tritonserver, its model's process, worker
+    nothing_left(processes, server.supervisor.run.token)
+    assert server.supervisor.error is None
+    assert time.monotonic() - began < 15
+
+
+def test_a_world_of_one(start: Start) -> None:
+    with start(1) as server:
+        assert server.endpoint.pid == os.getpid()
+
+
+def test_stop_may_be_repeated(start: Start) -> None:
+    with start(1) as server:
+        server.stop()
+        server.stop()
+
+
+def test_a_model_that_hangs_at_its_end_is_killed(start: Start, nothing_left: Check) -> None:
+    with start(2, kind="hangs", stop_timeout_s=1.0) as server:
+        processes = psutil.Process().children(recursive=True)
+        began = time.monotonic()
+    assert 1.0 < time.monotonic() - began < 4.0
+    nothing_left(processes, server.supervisor.run.token)
+
+
+@pytest.mark.parametrize("field", ["http_port", "grpc_port", "metrics_port"])
+def test_a_port_in_use(start: Start, field: str) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(LaunchError, match=rf"port {port} \(serve.{field}\) is in use") as caught:
+            start(2, **{field: port})
+    assert f"process {os.getpid()}" in caught.value.why
+    assert f"serve.{field}=0" in caught.value.fix
+
+
+def test_a_model_that_does_not_load(start: Start) -> None:
+    began = time.monotonic()
+    with pytest.raises(RankError) as caught:
+        start(2, kind="broken")
+    assert time.monotonic() - began < 10
+    assert "rank 0 of 2 (tritonserver) could not load a model" in caught.value.what
+    assert "ValueError: this model is broken on purpose" in caught.value.why
+    assert "this model is broken on purpose" in caught.value.tail
+
+
+def test_a_worker_that_does_not_start(start: Start) -> None:
+    with pytest.raises(RankError, match="rank 1 of 2") as caught:
+        start(2, "raise", "0")
+    assert "this worker raises on purpose" in caught.value.tail
+
+
+def test_a_start_that_takes_too_long(start: Start, nothing_left: Check) -> None:
+    before = set(SHM.iterdir())
+    began = time.monotonic()
+    with pytest.raises(LaunchError, match="not ready after 2 s") as caught:
+        start(2, "hang", "0", start_timeout_s=2.0)
+    assert time.monotonic() - began < 5
+    assert "last lines of rank 1:" in caught.value.why
+    assert "told to hang" in caught.value.why
+    assert not [path for path in set(SHM.iterdir()) - before if path.name.startswith("shardyard_")]
+    assert psutil.Process().children() == []
+
+
+def test_an_endpoint_that_answers_with_an_error_is_not_ready(start: Start) -> None:
+    with pytest.raises(LaunchError, match="cannot generate") as caught:
+        start(1, kind="refuses")
+    assert "told to fail" in caught.value.why
+
+
+def test_not_a_repository(pipeline: Callable[..., Pipeline], tmp_path: Path) -> None:
+    from shardyard.console import Console
+
+    with pytest.raises(ArtifactError, match="not a model repository"):
+        launch(pipeline(), tmp_path, tmp_path / "logs", Console(quiet=True))
+    assert not (tmp_path / "logs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_in_order(program: Program, nothing_left: Check, number: signal.Signals) -> None:
+    child = program()
+    token = until_ready(child)
+    processes = psutil.Process(child.pid).children(recursive=True)
+    child.send_signal(number)
+    out, err = child.communicate(timeout=10)
+    assert (child.returncode, out.splitlines()[-1], err) == (0, "clean end", "")
+    nothing_left(processes, token)
+
+
+def test_ctrl_c_during_the_start(program: Program) -> None:
+    child = program("hang", "0")
+    deadline = time.monotonic() + 10
+    while len(processes := psutil.Process(child.pid).children(recursive=True)) < 5 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=10)
+    assert child.returncode not in (0, None)
+    assert psutil.wait_procs(processes, timeout=1)[1] == []
+
+
+def test_nothing_outlives_a_killed_supervisor(program: Program, nothing_left: Check) -> None:
+    child = program(ranks=3)
+    token = until_ready(child)
+    processes = psutil.Process(child.pid).children(recursive=True)
+    assert len(processes) == 6
+    child.kill()
+    # The guard is init's to reap now.
+    nothing_left(processes, token, 3.0, reaped=False)
+
+
+def test_the_next_start_sweeps_up_after_a_killed_guard(program: Program, nothing_left: Check) -> None:
+    child = program()
+    token = until_ready(child)
+    processes = psutil.Process(child.pid).children(recursive=True)
+    (guard,) = psutil.Process(child.pid).children()
+    guard.suspend()
+    child.kill()
+    guard.kill()
+    child.wait(timeout=5)
+    sweep()
+    nothing_left(processes, token, 3.0, reaped=False)
+
+
+def test_an_exported_pythonpath_does_not_shadow_triton(program: Program, root: Path, tmp_path: Path) -> None:
+    seen = subprocess.run(
+        [sys.executable, "-c", "import triton; print(triton.__file__)"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+    assert seen.stdout.strip() == str(root / "triton" / "__init__.py")  # the trap is real
+    until_ready(program(cwd=root, PYTHONPATH=str(root)))
+    for rank, name in enumerate(["model", "worker"]):
+        log = (tmp_path / "logs" / f"rank{rank}.log").read_text()
+        (found,) = re.findall(rf"{name} sees triton: (.*)", log)
+        assert str(root) not in found
