@@ -8,8 +8,9 @@ from typing import Any
 
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.chain import Chain
+from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.prompts import check_parameters
-from shardyard.model_repo.models.triton_io import FINAL, Settings, error_response, read_tensors, response
+from shardyard.model_repo.models.triton_io import Settings, read_tensors
 
 __all__ = ["TritonPythonModel"]
 
@@ -25,23 +26,23 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Start a thread for each request."""
         for request in requests:
-            sender = request.get_response_sender()
+            client = Client(request)
             try:
                 check_parameters(request.parameters(), self._known)
                 tensors = read_tensors(request)
             except Exception as error:
-                sender.send(error_response(error), flags=FINAL)
+                client.fail(error)
                 continue
-            threading.Thread(target=self._serve, args=(tensors, sender), daemon=True).start()
+            threading.Thread(target=self._serve, args=(tensors, client), daemon=True).start()
 
     def finalize(self) -> None:
         """Stop to look after clients."""
         self._chain.close()
 
-    def _serve(self, tensors: Arrays, sender: Any) -> None:
+    def _serve(self, tensors: Arrays, client: Client) -> None:
         try:
-            for arrays in self._chain.run(tensors, sender):
-                sender.send(response(arrays))
-            sender.send(flags=FINAL)
+            for arrays in self._chain.run(tensors, client):
+                client.send(arrays)
+            client.end()
         except Exception as error:
-            sender.send(error_response(error), flags=FINAL)
+            client.fail(error)

@@ -13,6 +13,7 @@ import triton_python_backend_utils as pb_utils
 from shardyard.errors import RequestError
 from shardyard.model_repo.ensemble import STEPS, Step
 from shardyard.model_repo.models.answer import Arrays
+from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.tensors import SIDE_OUTPUTS
 
 __all__ = ["Chain", "ChainError"]
@@ -37,7 +38,7 @@ class Chain:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[str, Client] = {}
         self._stopping = threading.Event()
         threading.Thread(target=self._watch, name="shardyard-chain-watch", daemon=True).start()
 
@@ -45,7 +46,7 @@ class Chain:
         """Stop to look after clients."""
         self._stopping.set()
 
-    def run(self, tensors: Arrays, sender: Any) -> Iterator[Arrays]:
+    def run(self, tensors: Arrays, client: Client) -> Iterator[Arrays]:
         """Yield the tensors of the ensemble's responses.
 
         Raises:
@@ -56,7 +57,7 @@ class Chain:
         pool["_POSTPROCESSING_FOLLOWS"] = np.array([[False]])
         inner = str(uuid.uuid4())
         with self._lock:
-            self._clients[inner] = sender
+            self._clients[inner] = client
         try:
             for made in _stream(_ENGINE, pool, inner):
                 side = {name: array for name, array in made.items() if name in _SIDE}
@@ -69,8 +70,8 @@ class Chain:
         while not self._stopping.wait(PERIOD):
             with self._lock:
                 clients = dict(self._clients)
-            for inner, sender in clients.items():
-                if sender.is_cancelled():
+            for inner, client in clients.items():
+                if client.gone():
                     with self._lock:
                         self._clients.pop(inner, None)
                     _stop(inner)

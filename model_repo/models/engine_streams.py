@@ -8,14 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from shardyard.model_repo.models.acknowledge import Board
 from shardyard.model_repo.models.answer import Answer
+from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.engine_request import engine_request, stop_watcher
 from shardyard.model_repo.models.generation import Generation
 from shardyard.model_repo.models.tokenizer import Tokenizer
-from shardyard.model_repo.models.triton_io import FINAL, error_response, response
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output
 
@@ -30,7 +29,7 @@ class _Stream:
     """One request. ``sent``: times at which its chunks were sent, those that are acknowledged left out."""
 
     answer: Answer
-    sender: Any
+    client: Client
     request_id: str
     engine_id: int = 0
     sent: dict[int, float] = field(default_factory=dict)
@@ -51,7 +50,7 @@ class EngineStreams:
         self._outputs: queue.SimpleQueue[tuple[_Stream, Output, threading.Event | None]] = queue.SimpleQueue()
         threading.Thread(target=self._respond, name="shardyard-responder", daemon=True).start()
 
-    def submit(self, generation: Generation, tokenizer: Tokenizer, sender: Any, request_id: str) -> None:
+    def submit(self, generation: Generation, tokenizer: Tokenizer, client: Client, request_id: str) -> None:
         """Hand a request to the engine.
 
         Raises:
@@ -63,7 +62,7 @@ class EngineStreams:
             channel=self._board.channel if generation.postprocessing_follows else 0,
             watcher=stop_watcher(generation, tokenizer),
         )
-        stream = _Stream(answer, sender, request_id)
+        stream = _Stream(answer, client, request_id)
         request = engine_request(generation, tokenizer)
         with self._lock:
             stream.engine_id = self._executor.submit(request, lambda output: self._put(stream, output))
@@ -80,7 +79,7 @@ class EngineStreams:
         now = time.monotonic()
         silent = []
         for stream in self._copy():
-            if stream.sender.is_cancelled():
+            if stream.client.gone():
                 self._executor.cancel(stream.engine_id)
             elif self._unseen(stream, now):
                 silent.append(stream)
@@ -145,10 +144,10 @@ class EngineStreams:
                 self._streams.discard(stream)
         if finished and not output.finished:
             self._executor.cancel(stream.engine_id)
-        stream.sender.send(response(arrays), flags=FINAL if finished else 0)
+        stream.client.send(arrays, final=finished)
 
     def _drop(self, stream: _Stream, error: Exception | str) -> None:
         with self._lock:
             self._streams.discard(stream)
         self._executor.cancel(stream.engine_id)
-        stream.sender.send(error_response(error), flags=FINAL)
+        stream.client.fail(error)

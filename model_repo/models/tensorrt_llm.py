@@ -16,12 +16,13 @@ import triton_python_backend_utils as pb_utils
 
 from shardyard.errors import LaunchError, RequestError
 from shardyard.model_repo.models.arrays import flag
+from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.engine_streams import EngineStreams
 from shardyard.model_repo.models.gauges import Gauges
 from shardyard.model_repo.models.generation import Defaults, Limits, parse_generation
 from shardyard.model_repo.models.prompts import check_parameters
 from shardyard.model_repo.models.tokenizer import Tokenizer
-from shardyard.model_repo.models.triton_io import FINAL, Settings, error_response, read_tensors
+from shardyard.model_repo.models.triton_io import Settings, read_tensors
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output, Request
 
@@ -56,11 +57,11 @@ class TritonPythonModel:
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand a batch of requests to the engine."""
         for request in requests:
-            sender = request.get_response_sender()
+            client = Client(request)
             try:
-                self._accept(request, sender)
+                self._accept(request, client)
             except Exception as error:
-                sender.send(error_response(error), flags=FINAL)
+                client.fail(error)
 
     def finalize(self) -> None:
         """End the engine and all of its ranks."""
@@ -68,18 +69,18 @@ class TritonPythonModel:
         self._watch.join()
         self._executor.shutdown()
 
-    def _accept(self, request: Any, sender: Any) -> None:
+    def _accept(self, request: Any, client: Client) -> None:
         tensors = read_tensors(request)
         if flag(tensors, "stop"):
             if not request.request_id():
                 raise RequestError("stop needs a request id", "it names the request that is to end")
             self._streams.stop(request.request_id())
-            sender.send(flags=FINAL)
+            client.end()
             return
         generation = parse_generation(tensors, self._limits, self._defaults)
         if not generation.postprocessing_follows:  # Else preprocessing has looked.
             check_parameters(request.parameters(), self._known)
-        self._streams.submit(generation, self._tokenizer, sender, request.request_id())
+        self._streams.submit(generation, self._tokenizer, client, request.request_id())
 
     def _warm_up(self) -> None:
         done = threading.Event()

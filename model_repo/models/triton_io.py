@@ -14,10 +14,7 @@ import triton_python_backend_utils as pb_utils
 
 from shardyard.errors import ArtifactError, ShardyardError
 
-__all__ = ["FINAL", "Settings", "error_response", "one_line", "read_tensors", "response"]
-
-#: Flag of the last response to a request.
-FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+__all__ = ["Settings", "error_response", "one_line", "read_tensors", "response"]
 
 
 @dataclass(frozen=True)
