@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -25,7 +26,12 @@ from shardyard.perf.users import ARRIVALS, LANES
 from shardyard.perf.watch import Watch
 from shardyard.perf.workload import read_workload
 
+#: Threads for gRPC, one per open channel. gevent's default is 10; with more channels than threads a response waits up
+#: to 200 ms (the length of one poll of a channel's queue) until a thread looks at its channel.
+MOST_CHANNELS = 2048
+
 grpc_gevent.init_gevent()
+gevent.get_hub().threadpool.maxsize = MOST_CHANNELS
 
 PLAN = read_plan(Path(os.environ[PLAN_VARIABLE]))
 LOAD_USER = ARRIVALS[PLAN.arrival]
@@ -103,3 +109,11 @@ def _write(environment: Any, **_: Any) -> None:
         # Locust's option --csv leaves out what happened in the last second; this is the same table, whole.
         with PLAN.path(LOCUST_CSV).open("w", newline="", encoding="utf-8") as file:
             StatsCSV(environment, PERCENTILES_TO_REPORT).requests_csv(csv.writer(file))
+
+
+@events.quit.add_listener  # type: ignore[untyped-decorator]
+def _leave(exit_code: int, **_: Any) -> None:
+    """Leave at once: all is written, and the interpreter's own end may wait for ever for gRPC's polling threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(exit_code)
