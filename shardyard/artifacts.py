@@ -285,18 +285,38 @@ def write_artifact(
 
 @contextmanager
 def _exclusive(target: Path) -> Iterator[None]:
-    """Hold the target's lock; the kernel drops it when the process dies."""
+    """Hold the target's lock; the kernel drops it when the process dies. The file goes with the lock."""
     path = target.parent / f".{target.name}.lock"
-    with path.open("w") as file:
+    with _locked(path):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtifactError(
-                f"{target} is being written by another process",
-                why="two writers would mix their files",
-                fix="wait for it to end, or give --work another folder",
-            ) from None
-        yield
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArtifactError(
+                    f"{path.parent / path.stem.removeprefix('.')} is being written by another process",
+                    why="two writers would mix their files",
+                    fix="wait for it to end, or give --work another folder",
+                ) from None
+            # Whoever held the lock before may have removed the file between our opening and locking it.
+            if _is_still_at(path, file.fileno()):
+                yield
+                return
+
+
+def _is_still_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

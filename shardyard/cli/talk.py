@@ -39,12 +39,12 @@ def ask(context: Context, endpoint: Endpoint, prompt: str, max_tokens: int) -> s
 
 def chat(args: argparse.Namespace) -> None:
     """Read lines, answer each with the whole conversation so far as context."""
-    from shardyard.model_repo.chat import ChatTemplate
+    from shardyard.model_repo.chat import load_chat_template
     from shardyard.triton.client import StreamClient
 
     context = Context.of(args)
     endpoint = read_endpoint(context.work.endpoint)
-    template = ChatTemplate.load(context.pipeline.tokenizer_path())
+    template = load_chat_template(context.pipeline.tokenizer_path())
     messages = [{"role": "system", "content": args.system}] if args.system else []
     context.console.say("empty line or Ctrl-D ends the chat", style="dim")
     with StreamClient(endpoint) as client:

@@ -43,8 +43,8 @@ def test_a_second_time_nothing_is_made(shardyard: Run, folder: Path) -> None:
 
 
 def test_a_changed_setting_is_named(shardyard: Run, folder: Path) -> None:
-    done = shardyard("build", "p.yaml", "--set", "engine.max_batch_size=4", "--work", "work", cwd=folder)
-    assert "max_batch_size" in done.stdout
+    done = shardyard("build", "p.yaml", "--set", "engine.max_batch_size=4", "--why", cwd=folder)
+    assert "setting max_batch_size changed: 8 → 4" in done.stdout
     assert shardyard("build", "p.yaml", cwd=folder).returncode == 0
 
 
@@ -54,7 +54,8 @@ def test_trace_walks_to_the_checkpoint(shardyard: Run, folder: Path) -> None:
     if done.returncode:
         assert "chain breaks" in done.stderr
         shardyard("fill", "p.yaml", cwd=folder)
-        shardyard("perf", "p.yaml", "--out", "traced", cwd=folder)
+        measured = shardyard("perf", "p.yaml", "--out", "traced", cwd=folder)
+        assert measured.returncode == 0, measured.stderr
         done = shardyard("trace", "traced", "--check", cwd=folder)
     assert done.returncode == 0, done.stderr
     stages = [line.split()[0] for line in done.stdout.splitlines() if not line.startswith(" ")]

@@ -95,7 +95,7 @@ def test_replacing_leaves_nothing_of_the_old(tmp_path: Path, source: Path) -> No
     make(target, source, {"tp": 2}, "new")
     assert (target / "sub" / "out").read_text() == "new"
     assert read_manifest(target).settings == {"tp": 2}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".target.lock", "source", "target"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source", "target"]
 
 
 WRITER = """
