@@ -40,18 +40,21 @@ class StreamClient:
             LaunchError: no endpoint answers at this address.
         """
         call = self._stub.ModelStreamInfer(iter([request.message(self.model)]), timeout=request.timeout_s)
-        answered = False
+        answered, refusal = False, ""
         try:
+            # Read to the very end, also after a refusal: a cancel that comes as late as the last response can leave the
+            # model's process hanging when it is unloaded (seen with Triton 2.51).
             for response in call:
                 answered = True
-                if response.error_message:
-                    raise RequestError(f"the endpoint refused the request: {response.error_message}")
-                if text := _text(response.infer_response):
+                refusal = refusal or response.error_message
+                if not refusal and (text := _text(response.infer_response)):
                     yield text
         except grpc.RpcError as error:
             raise self._explain(error, request, answered) from None
         finally:
             call.cancel()
+        if refusal:
+            raise RequestError(f"the endpoint refused the request: {refusal}")
 
     def close(self) -> None:
         """Close the connection; requests in flight are cancelled."""
