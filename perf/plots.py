@@ -149,7 +149,7 @@ def _bars(record: Record, kind: str, origin: int) -> list[tuple[float, float]]:
 
 
 #: What matplotlib writes for a file of its own, and a page has no use for.
-_FILE_PARTS = re.compile(r'<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>| xmlns(?::\w+)?="[^"]*"', re.DOTALL)
+_FILE_PARTS = re.compile(r"<\?xml.*?\?>|<!DOCTYPE.*?>|<metadata>.*?</metadata>", re.DOTALL)
 _FONTS = re.compile(r"'DejaVu Sans'[^;\"]*sans-serif")
 
 

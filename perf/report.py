@@ -128,8 +128,8 @@ def _load_facts(results: Results) -> list[Fact]:
 def _lengths(spec: dict[str, Any]) -> str:
     if not spec["stddev"]:
         return f"{spec['mean']:g} each"
-    limit = f" to {spec['max']}" if spec["max"] is not None else " and more"
-    return f"normal, mean {spec['mean']:g}, standard deviation {spec['stddev']:g}, cut to {spec['min']}{limit}"
+    limits = f"cut to {spec['min']} to {spec['max']}" if spec["max"] is not None else f"at least {spec['min']}"
+    return f"normal, mean {spec['mean']:g}, standard deviation {spec['stddev']:g}, {limits}"
 
 
 def _generator_facts(generator: dict[str, Any]) -> list[Fact]:

@@ -56,6 +56,15 @@ def test_other_workloads_are_refused(run_folder: Callable[..., Path], other: dic
     assert f"perf.{next(iter(other))}" in caught.value.why
 
 
+def test_another_tokenizer_is_refused(run_folder: Callable[..., Path]) -> None:
+    a, b = run_folder("a"), run_folder("b")
+    raw = json.loads((b / RESULTS).read_text())
+    (b / RESULTS).write_text(json.dumps({**raw, "tokenizer_sha256": "u" * 64}))
+    with pytest.raises(MeasurementError, match="cannot be compared") as caught:
+        compare(a, b)
+    assert "the tokenizer" in caught.value.why
+
+
 def test_not_a_run(run_folder: Callable[..., Path], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="holds no load test"):
         compare(run_folder("a"), tmp_path)

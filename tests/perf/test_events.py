@@ -46,17 +46,18 @@ def test_text_of_an_event(plan: Plan, event: dict[str, Any], text: str) -> None:
     assert HttpLane(plan).texts(log) == [(5, text)]
 
 
-@given(st.text())
-def test_text_of_a_response(plan: Plan, text: str) -> None:
+@given(st.text(), st.text())
+def test_text_of_a_response(plan: Plan, text: str, other: str) -> None:
     response = service_pb2.ModelStreamInferResponse()
-    for name, raw in (
-        ("cum_log_probs", b"\0\0\0\0"),
-        ("text_output", struct.pack("<I", len(text.encode())) + text.encode()),
-    ):
+    for name, raw in (("cum_log_probs", b"\0\0\0\0"), ("text_output", _packed(text) + _packed(other))):
         response.infer_response.outputs.add(name=name)
         response.infer_response.raw_output_contents.append(raw)
     log = Exchange(stamps=[1, 2], payloads=[response, service_pb2.ModelStreamInferResponse()])
     assert GrpcLane(plan).texts(log) == [(1, text), (2, "")]
+
+
+def _packed(text: str) -> bytes:
+    return struct.pack("<I", len(text.encode())) + text.encode()
 
 
 def test_both_protocols_ask_the_same(plan: Plan) -> None:

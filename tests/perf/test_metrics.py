@@ -97,7 +97,8 @@ def test_percentiles_by_hand() -> None:
     stats = distribution([40.0, 10.0, 20.0, 30.0, 50.0])
     assert stats is not None
     assert (stats.count, stats.mean, stats.min, stats.max, stats.p50) == (5, 30.0, 10.0, 50.0, 30.0)
-    assert stats.p90 == pytest.approx(46.0)  # 0.9 × 4 = rank 3.6, between 40 and 50
+    # 0.9 × 4 is rank 3.6, between 40 and 50; 0.95 × 4 is rank 3.8; 0.99 × 4 is rank 3.96.
+    assert (stats.p90, stats.p95, stats.p99) == tuple(map(pytest.approx, (46.0, 48.0, 49.6)))
     assert stats.std == pytest.approx(math.sqrt(200))
     assert distribution([]) is None
 
