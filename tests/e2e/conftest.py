@@ -21,7 +21,7 @@ PIPELINE = """\
 name: e2e
 model: {{checkpoint: {checkpoint}}}
 parallel: {{tp: 2}}
-engine: {{dtype: float32, max_batch_size: 8, max_seq_len: 256, max_num_tokens: 64}}
+engine: {{dtype: float32, max_batch_size: 8, max_seq_len: 1024, max_num_tokens: 64}}
 serve: {{http_port: 0, grpc_port: 0, metrics_port: 0}}
 perf: {{requests: 8, concurrency: 2, warmup_requests: 2, input_tokens: {{mean: 12}}, output_tokens: {{mean: 8}}}}
 """
