@@ -25,6 +25,11 @@ _EXITED = re.compile(r"Process name:\s+\S+,(\d+)\]\s+Exit code:\s+(\d+)")
 _ABORTED = re.compile(r"MPI_ABORT was invoked on rank (\d+)")
 
 
+#: Lines that say nothing, rules of tables among them; and the padding of a table's cells.
+_EMPTY = re.compile(r"[\s+-]*")
+_WIDE = re.compile(r" {3,}")
+
+
 @dataclass(frozen=True)
 class Ended:
     """A process that ended too early: ``rank`` is None for mpirun itself, ``stub`` marks a child of rank 0."""
@@ -40,12 +45,8 @@ def mpirun_log(logs: Path) -> Path:
 
 
 def last_lines(path: Path, count: int = TAIL_LINES) -> str:
-    """Return the last lines of a log that hold anything; empty if there is none."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    lines = [line.rstrip() for line in text.splitlines() if line.strip()]
+    """Return the last lines of a log that say anything; Triton's tables are squeezed."""
+    lines = [_WIDE.sub("  ", line.rstrip()) for line in _read(path).splitlines() if not _EMPTY.fullmatch(line)]
     return "\n".join(line if len(line) <= TAIL_WIDTH else line[:TAIL_WIDTH] + "…" for line in lines[-count:])
 
 
@@ -61,7 +62,7 @@ def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> La
         f"rank {ended.rank} of {ranks} ({ended.name}) ended {state}",
         why=f"{how}; a world that lacks a rank cannot answer, so all of it was ended",
         fix=f"mend what its last lines say and start again; all its lines are in {rank_log(logs, ended.rank)}",
-        tail=last_lines(rank_log(logs, ended.rank)),
+        tail=last_lines(rank_log(logs, ended.rank)) or "(it wrote nothing)",
     )
 
 

@@ -69,6 +69,8 @@ def test_a_launcher_that_ended_by_itself(gone: Sequence[Ended], tmp_path: Path) 
 def test_last_lines(tmp_path: Path) -> None:
     log = tmp_path / "rank0.log"
     assert last_lines(log) == ""
+    log.write_text("+-----+---+\n\n| ensemble        | 1    | UNAVAILABLE: why |\n+-----+---+\n")
+    assert last_lines(log) == "| ensemble  | 1  | UNAVAILABLE: why |"
     log.write_bytes(b"\n".join(f"line {number}\n".encode() for number in range(50)) + b"\xff" + b"x" * 1000)
     lines = last_lines(log).splitlines()
     assert len(lines) == TAIL_LINES

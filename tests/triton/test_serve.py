@@ -179,10 +179,13 @@ def test_ctrl_c_during_the_start(program: Program) -> None:
     assert psutil.wait_procs(processes, timeout=1)[1] == []
 
 
-def test_nothing_outlives_a_killed_supervisor(program: Program, nothing_left: Check) -> None:
-    child = program(ranks=3)
+@pytest.mark.parametrize("fork", ["", "yes"])
+def test_nothing_outlives_a_killed_supervisor(program: Program, nothing_left: Check, fork: str) -> None:
+    """A process that the supervisor has forked inherits its end of the guard's standard input."""
+    child = program(ranks=3, FORK=fork)
     token = until_ready(child)
-    processes = psutil.Process(child.pid).children(recursive=True)
+    (guard,) = (process for process in psutil.Process(child.pid).children() if "guard" in " ".join(process.cmdline()))
+    processes = [guard, *guard.children(recursive=True)]
     assert len(processes) == 6
     child.kill()
     # The guard is init's to reap now.
