@@ -20,6 +20,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -54,6 +55,16 @@ inline void relax() {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+}
+
+// Whether a process has ended, be it that its parent has not collected it yet (a zombie, which kill still finds).
+bool is_gone(pid_t process) {
+    if (kill(process, 0) && errno == ESRCH) return true;
+    std::ifstream file("/proc/" + std::to_string(process) + "/stat");
+    std::string line;
+    std::getline(file, line);
+    const auto name_end = line.rfind(')');
+    return name_end != std::string::npos && name_end + 2 < line.size() && line[name_end + 2] == 'Z';
 }
 
 class Group {
@@ -120,7 +131,7 @@ private:
 
     void check_alive(int peer) const {
         const pid_t process = window_->ranks[peer].process.load(std::memory_order_acquire);
-        if (process && kill(process, 0) && errno == ESRCH) {
+        if (process && is_gone(process)) {
             throw std::runtime_error("all-reduce: the process of tensor-parallel rank " + std::to_string(peer) + " is gone");
         }
     }

@@ -7,6 +7,7 @@ standard error: a rank that is missing would leave the others waiting.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -15,6 +16,7 @@ from shardyard.errors import ShardyardError
 from shardyard.runtime.engine_config import read_engine_config
 from shardyard.runtime.loading import load_rank
 from shardyard.runtime.results import pack_result
+from shardyard.runtime.watch import LeaderWatch
 from shardyard.runtime.world import World
 
 __all__ = ["follow", "main"]
@@ -24,12 +26,14 @@ def follow(folder: Path) -> None:
     """Load this process's rank of the engine in ``folder`` and run steps until told to stop."""
     config = read_engine_config(folder)
     world = World(config.tp, config.pp)
+    watch = LeaderWatch(world.leader_process)
     try:
         model = load_rank(folder, config, world)
         while (plan := world.receive_plan()) is not None:
             logits = model.run(plan)
             if logits is not None and len(plan.samples):
                 world.send_result(pack_result(logits, plan, model.spec.vocab_start))
+        watch.stop()
         world.flush()
     except ShardyardError as error:
         world.abort(str(error))
@@ -43,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     parser = argparse.ArgumentParser(prog="shardyard.runtime.worker", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="the engine's folder")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C in a terminal reaches all ranks: no traceback for it.
     try:
         follow(parser.parse_args(argv).engine)
     except ShardyardError as error:

@@ -14,6 +14,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from shardyard.errors import LaunchError
@@ -41,6 +42,8 @@ class World:
         self.comm: Any = _join(self.size)
         self.rank: int = self.comm.Get_rank() if self.comm else 0
         self.stage, self.tp_rank = self.rank // tp, self.rank % tp
+        #: The leader's process, if it is another one on this host.
+        self.leader_process = _find_leader(self.comm)
         self.tp_comm: Any = self.comm.Split(self.stage, self.tp_rank) if tp > 1 else None
 
     @property
@@ -153,6 +156,13 @@ def _join(size: int) -> Any:
     if MPI.COMM_WORLD.Get_size() != size:
         raise _wrong_size(MPI.COMM_WORLD.Get_size(), size)
     return MPI.COMM_WORLD.Dup()
+
+
+def _find_leader(comm: Any) -> psutil.Process | None:
+    if comm is None:
+        return None
+    host, pid = comm.bcast((os.uname().nodename, os.getpid()))
+    return psutil.Process(pid) if comm.Get_rank() and host == os.uname().nodename else None
 
 
 def _wrong_size(found: int, wanted: int) -> LaunchError:

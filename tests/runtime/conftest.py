@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import threading
@@ -189,22 +190,32 @@ def executing() -> Callable[..., AbstractContextManager[Executor]]:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Start a program of tests/runtime/worlds over MPI; the caller waits for it."""
+def world(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start a program of tests/runtime/worlds over MPI; what still runs when the test ends is killed."""
+    started = []
 
-    def start(ranks: int, program: str, *args: object, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        ranks: int, program: str, *args: object, env: dict[str, str] | None = None, nested: bool = False
+    ) -> subprocess.Popen[str]:
         path = Path(__file__).parent / "worlds" / program
         command = [sys.executable, "-m", "mpi4py", str(path), *map(str, args)]
-        return subprocess.Popen(
-            mpirun_command((ranks, command)),
+        # As in Triton, whose model is a child of the process that mpirun starts.
+        lead = ["sh", "-c", f"{shlex.join(command)}; exec sleep 60"] if nested else command
+        process = subprocess.Popen(
+            mpirun_command((1, lead), *([(ranks - 1, command)] if ranks > 1 else [])),
             cwd=tmp_path,
             env=child_environment(env),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
+        started.append(process)
+        return process
 
-    return start
+    yield start
+    for process in started:
+        process.terminate()  # mpirun ends its ranks.
+        process.communicate(timeout=20)
 
 
 @pytest.fixture
@@ -213,10 +224,7 @@ def run_world(world: Callable[..., subprocess.Popen[str]]) -> Callable[..., Any]
 
     def run(ranks: int, program: str, *args: object, env: dict[str, str] | None = None) -> Any:
         process = world(ranks, program, *args, env=env)
-        try:
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
+        out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         return json.loads(out)
 

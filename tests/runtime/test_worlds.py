@@ -123,28 +123,52 @@ def test_a_killed_worker_ends_the_world(
     path = tmp_path / "long.json"
     path.write_text(json.dumps([{"prompt": tokens(5), "max_new_tokens": 250}] * 64))
     process = world(grid[0] * grid[1], "generate.py", make_engine("llama", *grid), path, 0)
-    try:
-        ranks = wait_for_ranks(process.pid, grid[0] * grid[1])
-        time.sleep(1.5)
-        ranks[rank].kill()
-        started = time.monotonic()
-        process.communicate(timeout=20)
-        assert time.monotonic() - started < 5
-        assert process.returncode != 0
-        assert psutil.wait_procs(ranks, timeout=2)[1] == []
-    finally:
-        process.kill()
+    ranks = wait_for_ranks(process.pid, grid[0] * grid[1], tmp_path)
+    ranks[rank].kill()
+    started = time.monotonic()
+    process.communicate(timeout=20)
+    assert time.monotonic() - started < 5
+    assert process.returncode != 0
+    assert psutil.wait_procs(ranks, timeout=2)[1] == []
 
 
-def wait_for_ranks(pid: int, count: int) -> list[psutil.Process]:
+@pytest.mark.parametrize("busy", [True, False])
+def test_a_leader_that_mpirun_does_not_watch_is_missed(
+    world: Any, make_engine: Any, tmp_path: Path, busy: bool
+) -> None:
+    path = tmp_path / "long.json"
+    path.write_text(json.dumps([{"prompt": tokens(5), "max_new_tokens": 250}] * (64 if busy else 0)))
+    process = world(4, "generate.py", make_engine("llama", 2, 2), path, 0 if busy else 30, nested=True)
+    ranks = wait_for_ranks(process.pid, 4, tmp_path)
+    ranks[0].kill()
+    started = time.monotonic()
+    _, err = process.communicate(timeout=20)
+    assert time.monotonic() - started < 5
+    assert process.returncode != 0
+    assert "is gone" in err
+
+
+def wait_for_ranks(pid: int, count: int, folder: Path) -> list[psutil.Process]:
+    """Wait until the engine is ready and has been at work for a moment; return its ranks in order."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        below = psutil.Process(pid).children(recursive=True)
-        ranks = [p for p in below if "generate.py" in " ".join(p.cmdline()) and "mpi4py" in p.cmdline()]
-        if len(ranks) == count:
-            return sorted(ranks, key=lambda p: int(p.environ()["OMPI_COMM_WORLD_RANK"]))
+        ranks = find_ranks(pid)
+        if len(ranks) == count and (folder / "ready").exists():
+            time.sleep(0.3)
+            return [ranks[rank] for rank in range(count)]
         time.sleep(0.05)
     raise TimeoutError("the ranks did not start")
+
+
+def find_ranks(pid: int) -> dict[int, psutil.Process]:
+    found = {}
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            if "mpi4py" in process.cmdline():
+                found[int(process.environ()["OMPI_COMM_WORLD_RANK"])] = process
+        except (psutil.Error, KeyError):
+            continue  # It has just ended, or it is mpirun.
+    return found
 
 
 @pytest.mark.parametrize(
@@ -163,10 +187,7 @@ def test_a_world_that_cannot_start_says_why(
     folder = shutil.copytree(make_engine("llama", 2, 1), tmp_path / "engine")
     break_it(folder)
     process = world(ranks, "generate.py", folder, requests, 0)
-    try:
-        _, err = process.communicate(timeout=20)
-    finally:
-        process.kill()
+    _, err = process.communicate(timeout=20)
     assert process.returncode != 0
     assert hint in err
 

@@ -16,6 +16,7 @@ from shardyard.runtime.worker import follow
 
 def lead(engine: Path, requests: list[dict], idle: float) -> dict:
     executor = Executor(engine)
+    Path("ready").touch()
     answers = [{"tokens": [], "log_probs": []} for _ in requests]
     left, all_done = [len(requests)], threading.Event()
 
@@ -33,7 +34,7 @@ def lead(engine: Path, requests: list[dict], idle: float) -> dict:
 
     for raw, answer in zip(requests, answers, strict=True):
         executor.submit(Request(**{**raw, "sampling": SamplingParams(**raw.get("sampling", {}))}), taker(answer))
-    if not all_done.wait(50):
+    if requests and not all_done.wait(50):
         raise TimeoutError("requests are unfinished")
     busy = cpu_while(idle)
     executor.shutdown()
