@@ -44,7 +44,7 @@ def _ids(path: Path, content: Mapping[str, Any], key: str, vocab_size: int) -> t
     """Return one id or a list of them as a tuple without repetitions; -1 and null mean none."""
     value = content.get(key)
     listed = value if isinstance(value, list) else [value]
-    ids = dict.fromkeys(index for index in listed if index is not None and index != -1)
+    ids = [index for index in listed if index is not None and index != -1]
     for index in ids:
         if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < vocab_size:
             raise CheckpointError(
@@ -52,7 +52,7 @@ def _ids(path: Path, content: Mapping[str, Any], key: str, vocab_size: int) -> t
                 why=f"an id is a number from 0 to {vocab_size - 1}, the model's vocabulary",
                 fix="mend the file, or download it again",
             )
-    return tuple(ids)
+    return tuple(dict.fromkeys(ids))
 
 
 def token_text(token: object) -> str | None:

@@ -41,11 +41,9 @@ class StreamDecoder:
         if not final and (text.endswith(REPLACEMENT) or self._in_byte_run()):
             return ""
         piece = text[len(self._context_text) :]
-        if piece or final:
-            # A piece without text stays in the window: alone it may not be enough context.
-            del self._window[: self._context]
-            self._context = len(self._window)
-            self._context_text = self._tokenizer.decode(self._window, skip_special=False)
+        del self._window[: self._context]
+        self._context = len(self._window)
+        self._context_text = self._tokenizer.decode(self._window, skip_special=False)
         return piece
 
     def _visible(self, index: int) -> bool:

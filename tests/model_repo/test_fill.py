@@ -1,0 +1,152 @@
+"""fill: what a repository holds, when it is made anew, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shardyard.artifacts import write_artifact
+from shardyard.console import Console
+from shardyard.errors import ArtifactError, CheckpointError, PipelineError
+from shardyard.model_repo.config import parse
+from shardyard.model_repo.fill import fill
+from shardyard.model_repo.tensors import MODELS
+from shardyard.pipeline_file import parse_pipeline
+from shardyard.spec import Pipeline
+from shardyard.stage import StageResult
+
+
+def write_engine(folder: Path, content: dict[str, Any] | None = None) -> Path:
+    """Write an engine as far as fill looks at it."""
+    config = content or {
+        "pretrained_config": {"vocab_size": 515, "mapping": {"world_size": 1}},
+        "build_config": {"max_batch_size": 4, "max_seq_len": 128},
+    }
+    with write_artifact(folder, "build", folder.parent, {}, {}, {}) as draft:
+        (draft.folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def checkpoint(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(make_checkpoint(), tmp_path / "checkpoint"))
+
+
+def _pipeline(checkpoint: Path, **serve: Any) -> Pipeline:
+    return parse_pipeline({"name": "t", "model": {"checkpoint": str(checkpoint)}, "serve": serve})
+
+
+def _fill(checkpoint: Path, folder: Path, **serve: Any) -> StageResult:
+    engine = folder / "engine"
+    if not engine.exists():
+        write_engine(engine)
+    return fill(_pipeline(checkpoint, **serve), engine, folder / "model_repo", Console(quiet=True))
+
+
+def test_the_repository(checkpoint: Path, tmp_path: Path) -> None:
+    repo = _fill(checkpoint, tmp_path, max_queue_size=7, preprocessing_instances=2, bls_instances=3).folder
+    assert {path.parent.name for path in repo.glob("*/config.pbtxt")} == set(MODELS)
+    configs = {name: parse((repo / name / "config.pbtxt").read_text()) for name in MODELS}
+    for name, config in configs.items():
+        assert (config.name, config.max_batch_size) == (name, 4)
+        assert (repo / name / "1").is_dir()
+        assert (repo / name / "1" / "model.py").is_file() == (name != "ensemble")
+        assert [tensor.name for tensor in config.input] == [tensor.name for tensor in MODELS[name].inputs]
+    counts = {name: config.instance_group[0].count for name, config in configs.items() if config.instance_group}
+    assert counts == {
+        "preprocessing": 2,
+        "tensorrt_llm": 1,
+        "postprocessing": 1,
+        "tensorrt_llm_bls": 3,
+        "ensemble_unary": 3,
+    }
+    assert configs["tensorrt_llm"].dynamic_batching.default_queue_policy.max_queue_size == 7
+
+
+def _parameters(repo: Path, model: str) -> dict[str, str]:
+    config = parse((repo / model / "config.pbtxt").read_text())
+    return {key: value.string_value for key, value in config.parameters.items()}
+
+
+def test_the_parameters(checkpoint: Path, tmp_path: Path) -> None:
+    repo = _fill(checkpoint, tmp_path).folder
+    engine = _parameters(repo, "tensorrt_llm")
+    assert (repo / engine["gpt_model_path"]).resolve() == tmp_path / "engine"
+    assert not Path(engine["gpt_model_path"]).is_absolute()
+    preprocessing = _parameters(repo, "preprocessing")
+    assert json.loads(preprocessing["end_ids"]) == [1, 2]
+    assert preprocessing["max_seq_len"] == "128"
+    for parameters in (engine, preprocessing, _parameters(repo, "postprocessing")):
+        folder = repo / parameters["tokenizer_dir"]
+        assert (folder / "tokenizer.json").read_bytes() == (checkpoint / "tokenizer.json").read_bytes()
+        assert (folder / "tokenizer_config.json").is_file()
+
+
+def test_an_engine_elsewhere_is_named_absolutely(checkpoint: Path, tmp_path: Path) -> None:
+    engine = write_engine(tmp_path / "elsewhere" / "engine")
+    repo = fill(_pipeline(checkpoint), engine, tmp_path / "work" / "model_repo", Console(quiet=True)).folder
+    assert _parameters(repo, "tensorrt_llm")["gpt_model_path"] == str(engine)
+
+
+def test_up_to_date(checkpoint: Path, tmp_path: Path) -> None:
+    assert not _fill(checkpoint, tmp_path).fresh
+    assert _fill(checkpoint, tmp_path).fresh
+    assert _fill(checkpoint, tmp_path, http_port=1234).fresh
+
+
+def test_made_anew(checkpoint: Path, tmp_path: Path) -> None:
+    _fill(checkpoint, tmp_path)
+    assert "max_queue_size" in str(_fill(checkpoint, tmp_path, max_queue_size=3).reason)
+    path = checkpoint / "tokenizer_config.json"
+    path.write_text(path.read_text() + " ")
+    assert "tokenizer/tokenizer_config.json" in str(_fill(checkpoint, tmp_path, max_queue_size=3).reason)
+    (checkpoint / "generation_config.json").write_text('{"eos_token_id": 2}')
+    assert "end_ids" in str(_fill(checkpoint, tmp_path, max_queue_size=3).reason)
+
+
+def test_a_tokenizer_of_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    (checkpoint / "tokenizer.json").rename(tokenizer / "tokenizer.json")
+    raw = {"name": "t", "model": {"checkpoint": str(checkpoint), "tokenizer": str(tokenizer)}}
+    engine = write_engine(tmp_path / "engine")
+    repo = fill(parse_pipeline(raw), engine, tmp_path / "model_repo", Console(quiet=True)).folder
+    assert [path.name for path in (repo / "preprocessing/1/tokenizer").iterdir()] == ["tokenizer.json"]
+
+
+def test_no_tokenizer(checkpoint: Path, tmp_path: Path) -> None:
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json") as caught:
+        _fill(checkpoint, tmp_path)
+    assert "transformers" in caught.value.fix
+    assert not (tmp_path / "model_repo").exists()
+
+
+def test_a_tokenizer_of_another_model(checkpoint: Path, tmp_path: Path) -> None:
+    small = {"pretrained_config": {"vocab_size": 300}, "build_config": {"max_batch_size": 4, "max_seq_len": 128}}
+    write_engine(tmp_path / "engine", small)
+    with pytest.raises(CheckpointError, match="has the id 511") as caught:
+        _fill(checkpoint, tmp_path)
+    assert "299" in caught.value.why
+
+
+def test_no_engine(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="not a finished artifact"):
+        fill(_pipeline(checkpoint), tmp_path / "engine", tmp_path / "model_repo", Console(quiet=True))
+
+
+@pytest.mark.parametrize("content", [{"build_config": {}}, {"build_config": {"max_batch_size": "x", "max_seq_len": 1}}])
+def test_an_engine_without_limits(checkpoint: Path, tmp_path: Path, content: dict[str, Any]) -> None:
+    write_engine(tmp_path / "engine", content)
+    with pytest.raises(ArtifactError, match="not an engine's configuration"):
+        _fill(checkpoint, tmp_path)
+
+
+def test_more_than_one_postprocessing(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="postprocessing_instances=2"):
+        _fill(checkpoint, tmp_path, postprocessing_instances=2)

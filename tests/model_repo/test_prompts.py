@@ -1,0 +1,125 @@
+"""Preprocessing: what a request's text becomes, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shardyard.errors import RequestError
+from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
+from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.model_repo.models.word_lists import unpack_words
+from shardyard.model_repo.tensors import MODELS
+
+MAX_SEQ_LEN = 32
+
+
+@pytest.fixture
+def preprocess(byte_level: Tokenizer) -> Preprocessor:
+    return Preprocessor(byte_level, end_ids=(1, 2), pad_id=3, max_seq_len=MAX_SEQ_LEN)
+
+
+def _tensors(prompt: str | bytes | None, new: int | None = 8, **more: Any) -> dict[str, Any]:
+    tensors: dict[str, Any] = dict(more)
+    if prompt is not None:
+        text = prompt.encode() if isinstance(prompt, str) else prompt
+        tensors["QUERY"] = np.array([[text]], dtype=object)
+    if new is not None:
+        tensors["REQUEST_OUTPUT_LEN"] = np.array([[new]], dtype=np.int32)
+    return tensors
+
+
+def test_every_output_is_there_with_its_shape(preprocess: Preprocessor) -> None:
+    made = preprocess(_tensors("it is so"))
+    expected = {tensor.name: tensor for tensor in MODELS["preprocessing"].outputs}
+    assert made.keys() == expected.keys()
+    for name, array in made.items():
+        dims = expected[name].dims
+        assert array.shape[0] == 1
+        assert all(a == b or b == -1 for a, b in zip(array.shape[1:], dims, strict=True)), name
+
+
+def test_ends(preprocess: Preprocessor) -> None:
+    made = preprocess(_tensors("it is so"))
+    assert made["OUT_END_ID"].tolist() == [[1]]
+    assert made["OUT_PAD_ID"].tolist() == [[3]]
+    assert unpack_words(made["STOP_WORDS_IDS"]) == ((2,),)
+
+
+def test_a_request_s_own_end_id_is_the_only_one(preprocess: Preprocessor) -> None:
+    made = preprocess(_tensors("it is so", END_ID=np.array([[-1]]), PAD_ID=np.array([[9]])))
+    assert made["OUT_END_ID"].tolist() == [[-1]]
+    assert made["OUT_PAD_ID"].tolist() == [[9]]
+    assert unpack_words(made["STOP_WORDS_IDS"]) == ()
+
+
+def test_no_end_ids(byte_level: Tokenizer) -> None:
+    preprocess = Preprocessor(byte_level, end_ids=(), pad_id=0, max_seq_len=MAX_SEQ_LEN)
+    assert preprocess(_tensors("it is so"))["OUT_END_ID"].tolist() == [[-1]]
+
+
+def test_stop_words_come_before_further_end_ids(preprocess: Preprocessor, byte_level: Tokenizer) -> None:
+    words = np.array([[b"\n\n", b"", "né".encode()]], dtype=object)
+    made = preprocess(_tensors("it is so", STOP_WORDS_DICT=words))
+    one, two = (tuple(byte_level.encode(word, special=False)) for word in ("\n\n", "né"))
+    assert unpack_words(made["STOP_WORDS_IDS"]) == (one, two, (2,))
+
+
+def test_the_longest_possible_request(preprocess: Preprocessor, byte_level: Tokenizer) -> None:
+    count = len(byte_level.encode("it is so"))
+    made = preprocess(_tensors("it is so", MAX_SEQ_LEN - count))
+    assert made["REQUEST_INPUT_LEN"].tolist() == [[count]]
+    assert made["INPUT_ID"].shape == (1, count)
+
+
+LONG = "? " * MAX_SEQ_LEN
+
+REFUSED = [
+    (_tensors(None), "text_input is missing"),
+    (_tensors(""), "the prompt is empty"),
+    (_tensors("it is so", None), "max_tokens is missing"),
+    (_tensors("it is so", 0), "max_tokens is 0"),
+    (_tensors("it is so", -5), "max_tokens is -5"),
+    (_tensors("it is so", MAX_SEQ_LEN), "exceed max_seq_len=32"),
+    (_tensors(LONG, 1), r"the prompt has \d+ tokens"),
+    (_tensors(b"\xff\xfe"), "text_input is not UTF-8"),
+    (_tensors("x", STOP_WORDS_DICT=np.array([[b"\xff"]], dtype=object)), "STOP_WORDS_DICT is not UTF-8"),
+    ({"QUERY": np.array([[b"a"], [b"b"]], dtype=object)}, "a batch of 2"),
+    ({"QUERY": np.array([[b"a", b"b"]], dtype=object)}, "has 2 values"),
+    ({"QUERY": np.empty((1, 0), dtype=object)}, "is empty"),
+]
+
+
+@pytest.mark.parametrize(("tensors", "says"), REFUSED, ids=[says for _, says in REFUSED])
+def test_refused(preprocess: Preprocessor, tensors: dict[str, Any], says: str) -> None:
+    says = says.replace("text_input is not", "QUERY is not")
+    with pytest.raises(RequestError) as caught:
+        preprocess(tensors)
+    assert caught.match(says)
+
+
+def test_the_limit_is_named(preprocess: Preprocessor, byte_level: Tokenizer) -> None:
+    count = len(byte_level.encode("it is so"))
+    with pytest.raises(RequestError) as caught:
+        preprocess(_tensors("it is so", MAX_SEQ_LEN))
+    assert caught.value.fix == f"ask for at most {MAX_SEQ_LEN - count}"
+
+
+KNOWN = ("text_input", "max_tokens", "top_k")
+
+
+@pytest.mark.parametrize("parameters", ["", "{}", '{"id": "abc"}'])
+def test_no_parameters(parameters: str) -> None:
+    check_parameters(parameters, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "fix"),
+    [('{"max_token": 3}', "did you mean 'max_tokens'?"), ('{"zzz": 1}', "known: max_tokens, text_input, top_k")],
+)
+def test_unknown_parameters(parameters: str, fix: str) -> None:
+    with pytest.raises(RequestError, match="unknown parameter") as caught:
+        check_parameters(parameters, KNOWN)
+    assert caught.value.fix == fix
