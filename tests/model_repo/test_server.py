@@ -1,0 +1,375 @@
+"""The repository in a real Triton with the real engine: every way to ask gives the same text, and bad ways an error."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpc_client
+import tritonclient.http as http_client
+
+from shardyard.builder.build import build
+from shardyard.builder.convert import convert
+from shardyard.console import Console
+from shardyard.endpoint import Endpoint
+from shardyard.errors import RequestError
+from shardyard.model_repo.fill import fill
+from shardyard.pipeline_file import parse_pipeline
+from shardyard.triton.client import GenerateRequest, StreamClient
+from shardyard.triton.serve import launch
+
+pytestmark = pytest.mark.e2e
+
+PROMPT = "Once upon a time"
+COUNT = 24
+#: Longer than a test lasts.
+ENDLESS = 8000
+BATCH, QUEUE = 4, 6
+
+
+@pytest.fixture(scope="module")
+def endpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    checkpoint = make_checkpoint("--set", "max_position_embeddings=8192")
+    work, console = tmp_path_factory.mktemp("work"), Console(quiet=True)
+    raw = {
+        "name": "server",
+        "model": {"checkpoint": str(checkpoint)},
+        "engine": {"dtype": "float32", "max_batch_size": BATCH, "max_seq_len": 8192, "max_num_tokens": 256},
+        "serve": {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "max_queue_size": QUEUE, "stop_timeout_s": 1.0},
+    }
+    pipeline = parse_pipeline(raw)
+    convert(pipeline, work / "checkpoint", console)
+    build(pipeline, work / "checkpoint", work / "engine", console)
+    fill(pipeline, work / "engine", work / "model_repo", console)
+    with launch(pipeline, work / "model_repo", work / "logs", console) as server:
+        yield server.endpoint
+
+
+@pytest.fixture
+def client(endpoint: Endpoint) -> Iterator[StreamClient]:
+    with StreamClient(endpoint) as client:
+        yield client
+
+
+def _post(endpoint: Endpoint, model: str, body: dict[str, Any] | bytes, verb: str = "generate") -> str:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    url = f"{endpoint.http_url}/v2/models/{model}/{verb}"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data), timeout=20) as answer:
+            return str(answer.read().decode())
+    except urllib.error.HTTPError as error:
+        return str(error.read().decode())
+
+
+def _generate(endpoint: Endpoint, model: str, **more: Any) -> Any:
+    return json.loads(_post(endpoint, model, {"text_input": PROMPT, "max_tokens": COUNT, **more}))
+
+
+def _generate_stream(endpoint: Endpoint, model: str, **more: Any) -> list[str]:
+    body = {"text_input": PROMPT, "max_tokens": COUNT, "stream": True, **more}
+    lines = _post(endpoint, model, body, "generate_stream").splitlines()
+    return [json.loads(line.removeprefix("data: "))["text_output"] for line in lines if line]
+
+
+def _inputs(library: Any, **values: tuple[str, Any]) -> list[Any]:
+    made = []
+    for name, (datatype, value) in values.items():
+        array = np.array([value] if isinstance(value, list) else [[value]])
+        array = array.astype(object) if datatype == "BYTES" else array.astype(library_type(datatype))
+        tensor = library.InferInput(name, list(array.shape), datatype)
+        tensor.set_data_from_numpy(array)
+        made.append(tensor)
+    return made
+
+
+def library_type(datatype: str) -> Any:
+    """Return numpy's type for a Triton type."""
+    return {"INT32": np.int32, "BOOL": np.bool_, "FP32": np.float32, "INT64": np.int64}[datatype]
+
+
+def _infer(library: Any, address: str, **more: tuple[str, Any]) -> str:
+    with library.InferenceServerClient(address) as client:
+        inputs = _inputs(library, text_input=("BYTES", PROMPT.encode()), max_tokens=("INT32", COUNT), **more)
+        return bytes(client.infer("ensemble_unary", inputs).as_numpy("text_output").item()).decode()
+
+
+@pytest.fixture(scope="module")
+def text(endpoint: Endpoint) -> str:
+    """The answer to PROMPT, by one way."""
+    answer = _generate(endpoint, "ensemble")["text_output"]
+    assert len(answer) > COUNT / 2
+    return str(answer)
+
+
+WAYS: dict[str, Callable[[Endpoint], str]] = {
+    "gRPC stream": lambda at: "".join(StreamClient(at).generate(GenerateRequest(PROMPT, COUNT))),
+    "gRPC stream of a BLS": lambda at: "".join(
+        StreamClient(at, "tensorrt_llm_bls").generate(GenerateRequest(PROMPT, COUNT))
+    ),
+    "gRPC without streaming": lambda at: "".join(
+        StreamClient(at).generate(GenerateRequest(PROMPT, COUNT, stream=False))
+    ),
+    "generate_stream": lambda at: "".join(_generate_stream(at, "ensemble")),
+    "generate_stream of the BLS": lambda at: "".join(_generate_stream(at, "tensorrt_llm_bls")),
+    "generate of the BLS": lambda at: str(_generate(at, "tensorrt_llm_bls")["text_output"]),
+    "generate of the unary": lambda at: str(_generate(at, "ensemble_unary")["text_output"]),
+    "gRPC infer": lambda at: _infer(grpc_client, at.grpc_address),
+    "HTTP infer": lambda at: _infer(http_client, f"{at.host}:{at.http_port}"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_gives_the_same_text(endpoint: Endpoint, text: str, way: str) -> None:
+    assert WAYS[way](endpoint) == text
+
+
+def test_a_stream_has_many_pieces(client: StreamClient) -> None:
+    assert len(list(client.generate(GenerateRequest(PROMPT, COUNT)))) > COUNT / 2
+
+
+def test_the_prompt_can_be_repeated(endpoint: Endpoint, text: str) -> None:
+    assert _generate(endpoint, "ensemble", exclude_input_in_output=False)["text_output"] == PROMPT + text
+    assert _generate(endpoint, "ensemble", exclude_input_in_output=True)["text_output"] == text
+
+
+@pytest.mark.parametrize("way", [_generate_stream, lambda *a, **k: [_generate(*a, **k)["text_output"]]])
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_stop_words(endpoint: Endpoint, text: str, model: str, way: Callable[..., list[str]]) -> None:
+    word = text[len(text) // 2 :][:3]
+    assert "".join(way(endpoint, model, stop_words=["@@@", word])) == text.partition(word)[0]
+
+
+def test_side_outputs(endpoint: Endpoint) -> None:
+    asked = ("return_log_probs", "return_perf_metrics", "return_num_input_tokens", "return_num_output_tokens")
+    answer = _generate(endpoint, "ensemble", end_id=-1, **dict.fromkeys(asked, True))
+    assert answer["num_output_tokens"] == COUNT == len(answer["output_log_probs"])
+    assert sum(answer["output_log_probs"]) == pytest.approx(answer["cum_log_probs"], rel=1e-4)
+    assert answer["arrival_time_ns"] < answer["first_token_time_ns"] < answer["last_token_time_ns"]
+    assert answer["num_input_tokens"] > 1
+    assert "cum_log_probs" not in _generate(endpoint, "ensemble")
+
+
+def test_sampling_by_seed(endpoint: Endpoint) -> None:
+    def draw(seed: int) -> str:
+        answer = _generate(endpoint, "ensemble", temperature=1.0, top_k=50, top_p=0.95, seed=seed)
+        return str(answer["text_output"])
+
+    assert draw(1) == draw(1) != draw(2)
+
+
+GOOD = {"text_input": PROMPT, "max_tokens": 4}
+BAD: dict[str, tuple[dict[str, Any] | bytes, str]] = {
+    "no text": ({"max_tokens": 4}, "text_input is missing"),
+    "no text, but another input": ({"max_tokens": 4, "top_k": 1}, "text_input is missing"),
+    "no length": ({"text_input": PROMPT}, "max_tokens is missing"),
+    "empty prompt": ({**GOOD, "text_input": ""}, "the prompt is empty"),
+    "long prompt": ({**GOOD, "text_input": "? " * 9000}, "max_seq_len=8192"),
+    "nothing to generate": ({**GOOD, "max_tokens": 0}, "max_tokens is 0"),
+    "too much to generate": ({**GOOD, "max_tokens": 9000}, "ask for at most"),
+    "length as text": ({**GOOD, "max_tokens": "four"}, "Unable to parse"),
+    "length as a fraction": ({**GOOD, "max_tokens": 1.5}, "Unable to parse"),
+    "text as a number": ({**GOOD, "text_input": 5}, "Unable to parse"),
+    "two prompts": ({"text_input": ["a", "b"], "max_tokens": [4, 4]}, "a batch of 2"),
+    "a typing error": ({**GOOD, "max_token": 4}, "did you mean 'max_tokens'"),
+    "unknown": ({**GOOD, "zzz": True}, "unknown parameter 'zzz'"),
+    "nested": ({**GOOD, "zzz": {"a": 1}}, "zzz"),
+    "out of range": ({**GOOD, "top_p": 2}, "top_p is 2"),
+    "beams": ({**GOOD, "beam_width": 2}, "beam_width is 2"),
+    "an end id that is none": ({**GOOD, "end_id": 515}, "end_id has the id 515"),
+    "no JSON": (b"{", "failed to parse"),
+}
+
+
+@pytest.fixture
+def going_on(endpoint: Endpoint) -> Iterator[Callable[[], int]]:
+    """Another client's stream; the function returns how many pieces have come."""
+    pieces = 0
+    request = GenerateRequest(PROMPT, ENDLESS, end_id=-1)
+
+    def read() -> None:
+        nonlocal pieces
+        for _ in stream:
+            pieces += 1
+
+    with StreamClient(endpoint) as client:
+        stream = client.generate(request)
+        next(stream)
+        thread = threading.Thread(target=_quietly, args=(read,), daemon=True)
+        thread.start()
+        yield lambda: pieces
+    thread.join(10)
+
+
+def _quietly(read: Callable[[], None]) -> None:
+    """Read until the connection is closed under the reader."""
+    try:
+        read()
+    except Exception:
+        return
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "ensemble_unary"])
+def test_bad_requests_get_an_error_at_once(endpoint: Endpoint, going_on: Callable[[], int], model: str) -> None:
+    for case, (body, says) in BAD.items():
+        before, started = going_on(), time.monotonic()
+        answer = _post(endpoint, model, body)
+        assert time.monotonic() - started < 1, case
+        assert says in json.loads(answer)["error"], case
+        assert "Traceback" not in answer and "File " not in answer and "\\n" not in answer, case
+        deadline = time.monotonic() + 1
+        while going_on() == before:
+            assert time.monotonic() < deadline, f"{case}: the other stream stands still"
+            time.sleep(0.005)
+
+
+def test_an_error_in_a_stream(client: StreamClient) -> None:
+    with pytest.raises(RequestError, match="ask for at most"):
+        list(client.generate(GenerateRequest(PROMPT, 9000)))
+
+
+def test_a_wrong_type_is_refused(endpoint: Endpoint) -> None:
+    inputs = {"text_input": ("BYTES", b"x"), "max_tokens": ("INT64", 4)}
+    with (
+        grpc_client.InferenceServerClient(endpoint.grpc_address) as client,
+        pytest.raises(grpc_client.InferenceServerException, match="INT32"),
+    ):
+        client.infer("ensemble_unary", _inputs(grpc_client, **inputs))
+
+
+def _gauge(endpoint: Endpoint, kind: str) -> float:
+    with urllib.request.urlopen(endpoint.metrics_url, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    [line] = [line for line in lines if line.startswith("nv_trt_llm") and f'"{kind}"' in line]
+    return float(line.rpartition(" ")[2])
+
+
+def _wait_for(endpoint: Endpoint, kind: str, reached: Callable[[float], bool], seconds: float) -> float:
+    """Wait for a gauge's value and return how long it took."""
+    started = time.monotonic()
+    while not reached(_gauge(endpoint, kind)):
+        assert time.monotonic() - started < seconds, f"{kind} is {_gauge(endpoint, kind)}"
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def _leave_grpc(endpoint: Endpoint, model: str) -> None:
+    with StreamClient(endpoint, model) as client:
+        stream = client.generate(GenerateRequest(PROMPT, ENDLESS, end_id=-1))
+        for _ in range(5):
+            next(stream)
+        stream.close()  # type: ignore[attr-defined]
+
+
+def _leave_http(endpoint: Endpoint, model: str) -> None:
+    body = json.dumps({"text_input": PROMPT, "max_tokens": ENDLESS, "end_id": -1, "stream": True})
+    head = f"POST /v2/models/{model}/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((endpoint.host, endpoint.http_port), timeout=10) as connection:
+        connection.sendall((head + body).encode())
+        while b"data:" not in connection.recv(4096):
+            pass
+
+
+def _leave_unary(endpoint: Endpoint, model: str) -> None:
+    values = {"text_input": ("BYTES", PROMPT.encode()), "max_tokens": ("INT32", ENDLESS), "end_id": ("INT32", -1)}
+    with grpc_client.InferenceServerClient(endpoint.grpc_address) as client:
+        call = client.async_infer(model, _inputs(grpc_client, **values), callback=lambda result, error: None)
+        _wait_for(endpoint, "used", lambda blocks: blocks > 0, 5)
+        call.cancel()
+
+
+LEAVING = {
+    "gRPC, ensemble": (_leave_grpc, "ensemble"),
+    "gRPC, BLS": (_leave_grpc, "tensorrt_llm_bls"),
+    "HTTP, ensemble": (_leave_http, "ensemble"),
+    "HTTP, BLS": (_leave_http, "tensorrt_llm_bls"),
+    "gRPC, unary": (_leave_unary, "ensemble_unary"),
+}
+
+
+@pytest.mark.parametrize("way", LEAVING)
+def test_a_client_that_goes_away_frees_its_sequence(endpoint: Endpoint, way: str) -> None:
+    leave, model = LEAVING[way]
+    _wait_for(endpoint, "active", lambda count: count == 0, 5)
+    steps = _gauge(endpoint, "iteration_counter")
+    leave(endpoint, model)
+    _wait_for(endpoint, "active", lambda count: count == 0, 4)
+    _wait_for(endpoint, "used", lambda blocks: blocks == 0, 1)
+    assert _gauge(endpoint, "iteration_counter") - steps < ENDLESS
+
+
+def test_stop_by_request_id(endpoint: Endpoint) -> None:
+    done = threading.Event()
+    lengths = {"input_lengths": ("INT32", 3), "request_output_len": ("INT32", ENDLESS)}
+    start = _inputs(
+        grpc_client, input_ids=("INT32", [5, 6, 7]), streaming=("BOOL", True), end_id=("INT32", -1), **lengths
+    )
+    tokens: list[int] = []
+
+    def take(result: Any, error: Any) -> None:
+        assert error is None
+        if result.get_response().id == "mine" and "output_ids" in str(result.get_response().outputs):
+            count = result.as_numpy("sequence_length").item()
+            tokens.extend(result.as_numpy("output_ids").reshape(-1)[:count].tolist())
+        if result.get_response().parameters["triton_final_response"].bool_param:
+            done.set()
+
+    with grpc_client.InferenceServerClient(endpoint.grpc_address) as client:
+        client.start_stream(take)
+        client.async_stream_infer("tensorrt_llm", start, request_id="mine")
+        while len(tokens) < 10:
+            time.sleep(0.01)
+        stop = _inputs(grpc_client, stop=("BOOL", True), **lengths)
+        other = grpc_client.InferenceServerClient(endpoint.grpc_address)
+        other.start_stream(lambda result, error: None)
+        other.async_stream_infer("tensorrt_llm", stop, request_id="mine")
+        assert done.wait(3)
+        other.stop_stream()
+        other.close()
+        client.stop_stream()
+    assert 10 <= len(tokens) < ENDLESS
+
+
+def test_requests_beyond_the_queue_are_refused_and_the_others_answered(endpoint: Endpoint) -> None:
+    def ask(number: int) -> Any:
+        body = {"text_input": f"{PROMPT} {number}", "max_tokens": 150, "end_id": -1}
+        return json.loads(_post(endpoint, "ensemble_unary", body))
+
+    with ThreadPoolExecutor(3 * (BATCH + QUEUE)) as pool:
+        answers = list(pool.map(ask, range(3 * (BATCH + QUEUE))))
+    refused = [answer["error"] for answer in answers if "error" in answer]
+    assert refused and all("queue" in error for error in refused)
+    assert len(answers) - len(refused) >= BATCH + QUEUE
+
+
+def test_many_streams_with_clients_that_come_and_go(endpoint: Endpoint) -> None:
+    """No stream is taken for abandoned that is not, and nothing is left of those that are."""
+
+    def use(number: int) -> list[int]:
+        counts = []
+        model = "tensorrt_llm_bls" if number % 2 else "ensemble"
+        with StreamClient(endpoint, model) as client:
+            for turn in range(3):
+                request = GenerateRequest(f"{PROMPT} {number}", 120, end_id=-1, min_tokens=120)
+                stream = client.generate(request)
+                if (number + turn) % 3 == 0:
+                    next(stream)
+                    stream.close()  # type: ignore[attr-defined]
+                else:
+                    counts.append(len("".join(stream)))
+        return counts
+
+    with ThreadPoolExecutor(BATCH + QUEUE - 2) as pool:
+        lengths = [count for counts in pool.map(use, range(BATCH + QUEUE - 2)) for count in counts]
+    assert len(lengths) == 16
+    assert min(lengths) > 120
+    _wait_for(endpoint, "active", lambda count: count == 0, 4)
