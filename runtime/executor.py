@@ -104,6 +104,7 @@ class Executor:
             steps=scheduler.steps,
             prompt_tokens=leader.prompt_tokens if leader else 0,
             generated_tokens=leader.generated_tokens if leader else 0,
+            compute_s=leader.model.compute_s if leader else 0.0,
         )
 
     def _queued(self) -> int:

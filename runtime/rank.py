@@ -17,6 +17,7 @@ already. ``model.hidden`` holds what this stage handed to the next. A prompt may
 from __future__ import annotations
 
 import mmap
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +75,8 @@ class RankModel:
         self._request = self.compiled.create_infer_request()
         self._caches = [self._allocate(port) for port in self.compiled.inputs if "_cache." in port.get_any_name()]
         self._inputs: dict[str, Any] = {}
+        #: Seconds that the network has computed so far.
+        self.compute_s = 0.0
 
     def _compile(self) -> Any:
         settings = self.settings
@@ -140,7 +143,9 @@ class RankModel:
         self._inputs = inputs  # The request reads this memory until the inference has ended.
         for name, array in inputs.items():
             self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        started = time.perf_counter()
         self._request.infer()
+        self.compute_s += time.perf_counter() - started
         output: NDArray[np.float32] = self._request.get_output_tensor(0).data
         return output
 

@@ -74,7 +74,10 @@ class Output:
 
 @dataclass(frozen=True)
 class Stats:
-    """What the engine is doing. ``active`` sequences are in the batch, ``queued`` wait; blocks are of the KV cache."""
+    """What the engine is doing. ``active`` sequences are in the batch, ``queued`` wait; blocks are of the KV cache.
+
+    ``compute_s``: seconds that the leader's network has computed so far, waits for other ranks inside it included.
+    """
 
     active: int
     queued: int
@@ -85,6 +88,7 @@ class Stats:
     steps: int
     prompt_tokens: int
     generated_tokens: int
+    compute_s: float
 
 
 @dataclass(frozen=True)

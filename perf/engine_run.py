@@ -1,0 +1,98 @@
+"""Runs the engine alone, without a server, and prints what it did: every rank of a world runs this module.
+
+``mpirun -n N python -m mpi4py -m shardyard.perf.engine_run --engine DIR …``; rank 0 prints one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shardyard.runtime.executor import Executor
+from shardyard.runtime.request import Output, Request
+from shardyard.runtime.worker import follow
+
+__all__ = ["Run", "main", "measure"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One batch: rates in tokens per second; ``compute_share`` of the wall time the leader's network computed.
+
+    Prefill: all prompts' tokens until the last of the sequences has its first token. Decode: the tokens after that
+    moment until the last one.
+    """
+
+    batch: int
+    prefill: float
+    decode: float
+    compute_share: float
+
+
+def measure(executor: Executor, batch: int, prompt_tokens: int, new_tokens: int, seed: int) -> Run:
+    """Send ``batch`` random prompts at once and wait until each has ``new_tokens`` tokens."""
+    random = np.random.default_rng(seed)
+    prompts = random.integers(3, executor.limits.vocab, (batch, prompt_tokens)).tolist()
+    times: list[list[float]] = [[] for _ in prompts]
+    left, done = [batch], threading.Event()
+
+    def taker(index: int) -> object:
+        def take(output: Output) -> None:
+            times[index] += [time.perf_counter()] * len(output.tokens)
+            if output.finished:
+                left[0] -= 1
+                if not left[0]:
+                    done.set()
+
+        return take
+
+    before, started = executor.stats().compute_s, time.perf_counter()
+    for index, prompt in enumerate(prompts):
+        executor.submit(Request(prompt, new_tokens), taker(index))  # type: ignore[arg-type]
+    if not done.wait(600):
+        raise TimeoutError(f"batch {batch} did not end; {executor.error}")
+    all_started = max(sequence[0] for sequence in times)
+    ended = max(sequence[-1] for sequence in times)
+    late = sum(when > all_started for sequence in times for when in sequence)
+    return Run(
+        batch=batch,
+        prefill=batch * prompt_tokens / (all_started - started),
+        decode=late / (ended - all_started) if late else 0.0,
+        compute_share=(executor.stats().compute_s - before) / (ended - started),
+    )
+
+
+def main() -> None:
+    """Read the command line; lead or follow, as this process's rank says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="the engine's folder")
+    parser.add_argument("--batches", default="1,8,16", help="batch sizes, in this order")
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=2, help="measured runs per batch size; one more comes first")
+    args = parser.parse_args()
+    if int(os.environ.get("OMPI_COMM_WORLD_RANK", "0")):
+        follow(args.engine)
+        return
+    started = time.perf_counter()
+    executor = Executor(args.engine)
+    load_s = time.perf_counter() - started
+    runs = []
+    for batch in map(int, args.batches.split(",")):
+        for repeat in range(args.repeats + 1):
+            run = measure(executor, batch, args.prompt_tokens, args.new_tokens, seed=repeat)
+            runs += [run] if repeat else []  # The first meets shapes that the plugin has not prepared yet.
+    executor.shutdown()
+    sys.stdout.write(json.dumps({"load_s": load_s, "runs": [asdict(run) for run in runs]}))
+
+
+if __name__ == "__main__":
+    main()
