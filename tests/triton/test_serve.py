@@ -19,6 +19,7 @@ import pytest
 
 from shardyard.errors import ArtifactError, LaunchError, RankError
 from shardyard.spec import Pipeline
+from shardyard.triton.guard import SHM
 from shardyard.triton.run_folder import RunFolder, sweep
 from shardyard.triton.serve import Server, launch
 
@@ -47,6 +48,7 @@ def program(
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
         )
         return children[-1]
@@ -78,6 +80,8 @@ def test_start_and_stop_leave_nothing(start: Start, nothing_left: Check) -> None
             assert connection.getresponse().status == 200
             connection.close()
         assert len(processes) == 5  # guard, mpirun, tritonserver, its model's process, worker
+        # MPI's shared memory lies where it is cleaned up, whatever happens.
+        assert list((SHM / f"{server.supervisor.run.shm_prefix}mpi").iterdir())
     nothing_left(processes, server.supervisor.run.token)
     assert server.supervisor.error is None
     assert time.monotonic() - began < 15
@@ -117,7 +121,7 @@ def test_a_port_in_use(start: Start, field: str) -> None:
 def test_a_model_that_does_not_load(start: Start) -> None:
     began = time.monotonic()
     with pytest.raises(RankError) as caught:
-        start(2, kind="broken")
+        start(2, kind="broken", start_timeout_s=20.0)
     assert time.monotonic() - began < 10
     assert "rank 0 of 2 (tritonserver) could not load a model" in caught.value.what
     assert "ValueError: this model is broken on purpose" in caught.value.why
@@ -162,7 +166,7 @@ def test_a_signal_ends_it_in_order(program: Program, nothing_left: Check, number
     child = program()
     token = until_ready(child)
     processes = psutil.Process(child.pid).children(recursive=True)
-    child.send_signal(number)
+    os.killpg(child.pid, number)  # as a terminal does: to all processes of the group
     out, err = child.communicate(timeout=10)
     assert (child.returncode, out.splitlines()[-1], err) == (0, "clean end", "")
     nothing_left(processes, token)
@@ -173,7 +177,7 @@ def test_ctrl_c_during_the_start(program: Program) -> None:
     deadline = time.monotonic() + 10
     while len(processes := psutil.Process(child.pid).children(recursive=True)) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
-    child.send_signal(signal.SIGINT)
+    os.killpg(child.pid, signal.SIGINT)
     out, err = child.communicate(timeout=10)
     assert ("ready" in out, err) == (False, "")
     assert psutil.wait_procs(processes, timeout=1)[1] == []
@@ -201,21 +205,27 @@ def test_the_next_start_sweeps_up_after_a_killed_guard(program: Program, nothing
     child.kill()
     guard.kill()
     child.wait(timeout=5)
+    # mpirun and the ranks end by themselves; the models' processes may not.
+    launched = [process for process in processes if "stub" not in process.name()]
+    _, alive = psutil.wait_procs(launched, timeout=2)
+    assert all(process.status() == psutil.STATUS_ZOMBIE for process in alive)
     sweep()
     nothing_left(processes, token, 3.0, reaped=False)
 
 
 def test_an_exported_pythonpath_does_not_shadow_triton(program: Program, root: Path, tmp_path: Path) -> None:
+    # Two entries: mpi4py and Triton's stub put a folder of their own in the place of the first.
+    path = os.pathsep.join([str(tmp_path), str(root)])
     seen = subprocess.run(
         [sys.executable, "-c", "import triton; print(triton.__file__)"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         timeout=20,
     )
     assert seen.stdout.strip() == str(root / "triton" / "__init__.py")  # the trap is real
-    until_ready(program(cwd=root, PYTHONPATH=str(root)))
+    until_ready(program(cwd=root, PYTHONPATH=path))
     for rank, name in enumerate(["model", "worker"]):
         log = (tmp_path / "logs" / f"rank{rank}.log").read_text()
         (found,) = re.findall(rf"{name} sees triton: (.*)", log)
