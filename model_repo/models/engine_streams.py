@@ -23,6 +23,10 @@ __all__ = ["EngineStreams"]
 #: Seconds after which a chunk that was not acknowledged is worth a question.
 PATIENCE = 0.5
 
+#: Outputs that may wait to be sent. An engine that is faster than Triton waits: what it runs ahead is lost when its
+#: client goes away, and late for all others.
+BACKLOG = 64
+
 
 @dataclass(eq=False)
 class _Stream:
@@ -47,7 +51,7 @@ class EngineStreams:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._streams: set[_Stream] = set()
-        self._outputs: queue.SimpleQueue[tuple[_Stream, Output, threading.Event | None]] = queue.SimpleQueue()
+        self._outputs: queue.Queue[tuple[_Stream, Output, threading.Event | None]] = queue.Queue(BACKLOG)
         threading.Thread(target=self._respond, name="shardyard-responder", daemon=True).start()
 
     def submit(self, generation: Generation, tokenizer: Tokenizer, client: Client, request_id: str) -> None:
