@@ -21,8 +21,9 @@ FREE_RANGE = range(10000, 32768)
 
 @dataclass(frozen=True)
 class Ports:
-    """The three ports of an endpoint, all different."""
+    """The IPv4 address of an endpoint and its three ports, all different."""
 
+    address: str
     http: int
     grpc: int
     metrics: int
@@ -32,8 +33,9 @@ def choose_ports(spec: ServeSpec) -> Ports:
     """Return the pipeline's ports, with free ones in the place of zeros.
 
     Raises:
-        LaunchError: a port is in use, asked for twice, or may not be bound.
+        LaunchError: a port is in use, asked for twice, or may not be bound, or the host has no IPv4 address.
     """
+    address = _resolve(spec.host)
     wanted = {"http_port": spec.http_port, "grpc_port": spec.grpc_port, "metrics_port": spec.metrics_port}
     taken: dict[int, str] = {}
     for field, port in wanted.items():
@@ -44,14 +46,27 @@ def choose_ports(spec: ServeSpec) -> Ports:
                 fix=f"give another one: --set serve.{field}=0 takes a free port",
             )
         if port:
-            _check(spec.host, port, field)
+            _check(address, port, field)
             taken[port] = field
-    chosen = [port or _free(spec.host, taken, field) for field, port in wanted.items()]
-    return Ports(*chosen)
+    chosen = [port or _free(address, taken, field) for field, port in wanted.items()]
+    return Ports(address, *chosen)
 
 
-def _check(host: str, port: int, field: str) -> None:
-    error = _bind(host, port)
+def _resolve(host: str) -> str:
+    """Return the host's IPv4 address: Triton takes no names, and its services do not write IPv6 in the same way."""
+    try:
+        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:
+        raise LaunchError(
+            f"serve.host={host!r} is not an IPv4 address",
+            why=str(error.strerror or error),
+            fix="127.0.0.1 serves this machine alone, 0.0.0.0 serves on all of its addresses",
+        ) from None
+    return str(found[0][4][0])
+
+
+def _check(address: str, port: int, field: str) -> None:
+    error = _bind(address, port)
     if error is None:
         return
     if error.errno == errno.EADDRINUSE:
@@ -61,37 +76,36 @@ def _check(host: str, port: int, field: str) -> None:
             fix=f"end that process, or take another port: --set serve.{field}=0 takes a free one",
         )
     raise LaunchError(
-        f"port {port} (serve.{field}) cannot be bound on {host}",
+        f"port {port} (serve.{field}) cannot be bound on {address}",
         why=str(error.strerror or error),
         fix="give an address of this machine as serve.host, and ports from 1024 up unless you are root",
     )
 
 
-def _bind(host: str, port: int) -> OSError | None:
+def _bind(address: str, port: int) -> OSError | None:
     """Bind as Triton does, let go again, and return the error if there was one."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
+        with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
+            probe.bind((address, port))
     except OSError as error:
         return error
     return None
 
 
-def _free(host: str, taken: dict[int, str], field: str) -> int:
+def _free(address: str, taken: dict[int, str], field: str) -> int:
     error: OSError | None = None
     for port in random.sample(FREE_RANGE, 100):
         if port in taken:
             continue
-        error = _bind(host, port)
+        error = _bind(address, port)
         if error is None:
             taken[port] = field
             return port
         if error.errno != errno.EADDRINUSE:
             break  # the address is at fault, not the port
     raise LaunchError(
-        f"no free port was found on {host} for serve.{field}",
+        f"no free port was found on {address} for serve.{field}",
         why=f"the last try said: {error}",
         fix="give an address of this machine as serve.host",
     )

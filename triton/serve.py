@@ -23,8 +23,9 @@ from shardyard.triton.world import World, read_world
 
 __all__ = ["Server", "launch"]
 
-#: Addresses that mean every interface: clients on this machine connect to the loopback.
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+#: The address that means all of this machine's; its own clients connect to the loopback.
+_EVERYWHERE = "0.0.0.0"
+_LOOPBACK = "127.0.0.1"
 
 #: Seconds in which the supervisor notices the dead rank behind a failed request.
 _NOTICE = 0.5
@@ -106,10 +107,8 @@ def launch(
     files = find_server()
     ports = choose_ports(spec)
     _empty(logs)
-    host = _EVERYWHERE.get(spec.host, spec.host)
-    endpoint = Endpoint(host, ports.http, ports.grpc, ports.metrics, os.getpid(), str(model_repo))
-    run = RunFolder.make()
-    server = Server(endpoint, Supervisor(run, logs.resolve(), world.ranks), spec.stop_timeout_s)
+    endpoint = _endpoint(ports, model_repo)
+    server = Server(endpoint, Supervisor(RunFolder.make(), logs.resolve(), world.ranks), spec.stop_timeout_s)
     try:
         console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
         _start(server.supervisor, pipeline, ports, world, model_repo, files)
@@ -119,6 +118,11 @@ def launch(
         server.stop()
         raise
     return server
+
+
+def _endpoint(ports: Ports, model_repo: Path) -> Endpoint:
+    host = _LOOPBACK if ports.address == _EVERYWHERE else ports.address
+    return Endpoint(host, ports.http, ports.grpc, ports.metrics, os.getpid(), str(model_repo))
 
 
 def _start(

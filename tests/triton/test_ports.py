@@ -41,8 +41,19 @@ def test_a_port_that_another_listens_on(address: str) -> None:
             choose_ports(ServeSpec(http_port=0, grpc_port=0, metrics_port=port))
 
 
-@pytest.mark.parametrize("host", ["203.0.113.7", "not a host"])
-def test_an_address_that_is_not_ours(host: str) -> None:
+@pytest.mark.parametrize("host", ["not a host", "::1", ""])
+def test_a_host_that_is_not_an_ipv4_address(host: str) -> None:
+    with pytest.raises(LaunchError, match="is not an IPv4 address") as caught:
+        choose_ports(ServeSpec(host=host))
+    assert "127.0.0.1" in caught.value.fix
+
+
+def test_a_name_becomes_an_address() -> None:
+    assert choose_ports(ServeSpec(host="localhost", http_port=0, grpc_port=0, metrics_port=0)).address == "127.0.0.1"
+
+
+def test_an_address_that_is_not_ours() -> None:
+    host = "203.0.113.7"
     with pytest.raises(LaunchError, match=f"cannot be bound on {host}") as caught:
         choose_ports(ServeSpec(host=host, http_port=9871))
     assert "serve.host" in caught.value.fix

@@ -87,9 +87,11 @@ def test_start_and_stop_leave_nothing(start: Start, nothing_left: Check) -> None
     assert time.monotonic() - began < 15
 
 
-def test_a_world_of_one(start: Start) -> None:
-    with start(1) as server:
+@pytest.mark.parametrize("host", ["localhost", "0.0.0.0"])
+def test_a_world_of_one(start: Start, host: str) -> None:
+    with start(1, host=host) as server:
         assert server.endpoint.pid == os.getpid()
+        assert server.endpoint.host == "127.0.0.1"
 
 
 def test_stop_may_be_repeated(start: Start) -> None:
