@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from shardyard.builder.dtypes import Array
+from shardyard.builder.dtypes import BY_NAME, Array
 from shardyard.builder.plan import rank_elements
 from shardyard.builder.reference import Reference
-from shardyard.builder.source import SourceCheckpoint
+from shardyard.builder.source import SourceCheckpoint, read_json
 from shardyard.console import Console, human_bytes
 from shardyard.errors import LaunchError, ParityError
 from shardyard.mpi import run_world
@@ -78,9 +78,15 @@ def compare_numbers(
     with console.progress("compare logits", 2.0) as advance:
         tokens, logits = _run_world(checkpoint, prompts, parallel, source)
         advance(1, "reference")
-        wanted = Reference(source).logits(tokens)
+        wanted = Reference(source, _weight_type(checkpoint)).logits(tokens)
         advance(1, "done")
     return [_compare(*each) for each in zip(prompts, tokens, logits, wanted, strict=True)]
+
+
+def _weight_type(checkpoint: Path) -> str | None:
+    """Return the type that the weights were converted to: rounding to it is asked for, so it is not an error."""
+    dtype = read_json(checkpoint / "config.json").get("dtype")
+    return dtype if dtype in BY_NAME else None
 
 
 def _run_world(

@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 
 import numpy as np
 
-from shardyard.builder.dtypes import Array
+from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.rope import frequencies
 from shardyard.builder.source import SourceCheckpoint
 
@@ -24,10 +24,14 @@ OnLayer = Callable[[int, Array], None]
 
 
 class Reference:
-    """Runs one checkpoint. Weights are read where they are used and not kept."""
+    """Runs one checkpoint. Weights are read where they are used and not kept.
 
-    def __init__(self, source: SourceCheckpoint) -> None:
+    ``dtype`` names the type that they are first rounded to, as a conversion to that type does; by default none.
+    """
+
+    def __init__(self, source: SourceCheckpoint, dtype: str | None = None) -> None:
         self.source, self.config = source, source.config
+        self._dtype = BY_NAME[dtype] if dtype else None
         self._frequencies = frequencies(self.config.rope, self.config.head_dim)
 
     def logits(
@@ -38,7 +42,7 @@ class Reference:
         spans = list(pairwise(ends))
         tokens = np.concatenate([np.asarray(sequence, np.int64) for sequence in sequences])
         positions = np.concatenate([np.arange(stop - start, dtype=np.float32) for start, stop in spans])
-        hidden = self.source.array("model.embed_tokens.weight")[tokens].astype(np.float32)
+        hidden = self._rounded(self.source.array("model.embed_tokens.weight")[tokens])
         for layer in range(self.config.num_hidden_layers):
             hidden = self._layer(f"model.layers.{layer}.", hidden, positions, spans)
             if on_layer:
@@ -59,8 +63,11 @@ class Reference:
         return tokens[len(prompt) :]
 
     def _weight(self, name: str) -> Array:
-        weight: Array = self.source.array(name).astype(np.float32, copy=False)
-        return weight
+        return self._rounded(self.source.array(name))
+
+    def _rounded(self, weight: Array) -> Array:
+        rounded: Array = (weight if self._dtype is None else cast(weight, self._dtype)).astype(np.float32, copy=False)
+        return rounded
 
     def _linear(self, x: Array, name: str, bias: bool) -> Array:
         out: Array = x @ self._weight(f"{name}.weight").T

@@ -64,6 +64,14 @@ def test_every_grid_gets_its_certificate(
     assert verify(asked, tmp_path / "checkpoint", tmp_path / "certificate", QUIET).fresh
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rounding_to_the_type_that_was_asked_for_is_no_error(make_checkpoint: Make, tmp_path: Path, dtype: str) -> None:
+    asked = pipeline(make_checkpoint("--family", "llama"), parallel={"tp": 2}, engine={"dtype": dtype})
+    convert(asked, tmp_path / "checkpoint", QUIET)
+    made = verify(asked, tmp_path / "checkpoint", tmp_path / "certificate", QUIET)
+    assert 0 < json.loads((made.folder / "certificate.json").read_text())["numbers"]["max_rel"] < 1e-5
+
+
 @pytest.fixture(scope="module")
 def converted(make_checkpoint: Make, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Path]:
     """The tiny llama over tp = 2, converted."""
