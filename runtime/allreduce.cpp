@@ -6,11 +6,13 @@
 // enough: a rank that fills a slot again knows from the counters that everyone has left the call in between, and so
 // has finished reading it.
 //
-// A wait spins for a short while and then yields its core at each turn, so that ranks which share cores do not starve
-// each other. It throws when the window is aborted or a peer's process is gone.
+// A wait spins for a short while and then sleeps on the peer's counter (futex(2)), so that whoever shares the cores
+// gets them. Yielding the core instead would not do: since Linux 6.6 a process that yields again and again keeps others
+// waiting for tens of milliseconds. A wait throws when the window is aborted or a peer's process is gone.
 
-#include <sched.h>
+#include <linux/futex.h>
 #include <signal.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -34,13 +36,14 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr auto kSpin = std::chrono::microseconds(20);
-constexpr auto kPeerCheck = std::chrono::milliseconds(100);
+constexpr long kPeerCheckNs = 100'000'000;
 constexpr int kMaxRanks = 64;
 constexpr int kMaxGroups = 64;
 
 struct alignas(64) RankState {
     std::atomic<std::uint64_t> posted;
     std::atomic<std::int32_t> process;
+    std::atomic<std::uint32_t> sleepers;
 };
 
 struct alignas(64) Window {
@@ -55,6 +58,22 @@ inline void relax() {
 #elif defined(__aarch64__)
     asm volatile("yield");
 #endif
+}
+
+// The kernel's 32-bit word of a counter: its lower half, which changes with every call.
+inline std::uint32_t* futex_word(std::atomic<std::uint64_t>& counter) {
+    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lower half comes first");
+    return reinterpret_cast<std::uint32_t*>(&counter);
+}
+
+// Sleeps until the counter is no longer `seen`, or for kPeerCheckNs.
+inline void sleep_on(std::atomic<std::uint64_t>& counter, std::uint64_t seen) {
+    const timespec limit{0, kPeerCheckNs};
+    syscall(SYS_futex, futex_word(counter), FUTEX_WAIT, static_cast<std::uint32_t>(seen), &limit, nullptr, 0);
+}
+
+inline void wake_all(std::atomic<std::uint64_t>& counter) {
+    syscall(SYS_futex, futex_word(counter), FUTEX_WAKE, kMaxRanks, nullptr, nullptr, 0);
 }
 
 // Whether a process has ended, be it that its parent has not collected it yet (a zombie, which kill still finds).
@@ -96,7 +115,10 @@ private:
     void sum_part(const float* in, float* out, std::size_t count) {
         const std::uint64_t call = ++calls_;
         std::memcpy(slot(rank_, call), in, count * sizeof(float));
-        window_->ranks[rank_].posted.store(call, std::memory_order_release);
+        // In this order in all eyes, so that either we see the sleeper or it sees the counter.
+        RankState& own = window_->ranks[rank_];
+        own.posted.store(call, std::memory_order_seq_cst);
+        if (own.sleepers.load(std::memory_order_seq_cst)) wake_all(own.posted);
         for (int peer = 0; peer < size_; ++peer) wait(peer, call);
         const float* first = slot(0, call);
         const float* second = slot(1, call);
@@ -115,18 +137,17 @@ private:
             for (int i = 0; i < 8; ++i) relax();
             if (posted.load(std::memory_order_acquire) >= call) return;
         }
-        auto checked = started;
-        while (posted.load(std::memory_order_acquire) < call) {
+        RankState& state = window_->ranks[peer];
+        state.sleepers.fetch_add(1, std::memory_order_seq_cst);
+        std::uint64_t seen;
+        while ((seen = state.posted.load(std::memory_order_seq_cst)) < call) {
+            sleep_on(state.posted, seen);
             if (window_->aborted.load(std::memory_order_acquire)) {
                 throw std::runtime_error("all-reduce: the world is being shut down");
             }
-            const auto now = Clock::now();
-            if (now - checked > kPeerCheck) {
-                checked = now;
-                check_alive(peer);
-            }
-            sched_yield();
+            if (state.posted.load(std::memory_order_acquire) < call) check_alive(peer);
         }
+        state.sleepers.fetch_sub(1, std::memory_order_seq_cst);
     }
 
     void check_alive(int peer) const {

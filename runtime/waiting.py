@@ -1,17 +1,21 @@
-"""Waits that do not spin: yield while something is about to happen, then sleep, longer the longer nothing does."""
+"""Waits that do not spin: short sleeps while something is about to happen, longer ones the longer nothing does.
+
+They never yield instead: since Linux 6.6 a process that yields again and again keeps those that share its core waiting
+for tens of milliseconds.
+"""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 
 __all__ = ["wait_until"]
 
-#: How long a wait only yields its core: steps follow each other within this, in seconds.
+#: Steps follow each other within this many seconds: until then a wait sleeps as shortly as the kernel can.
 HOT = 0.0005
-#: The sleep after that, and the sleep once nothing has happened for LUKEWARM seconds. The kernel adds about 0.06 ms.
-NAP, LUKEWARM, LONG_NAP = 0.0001, 1.0, 0.001
+#: That sleep, the one after it, and the one once nothing has happened for LUKEWARM seconds. The kernel adds about
+#: 0.06 ms to each.
+DOZE, NAP, LUKEWARM, LONG_NAP = 0.00001, 0.0001, 1.0, 0.001
 
 
 def wait_until(happened: Callable[[], bool]) -> None:
@@ -19,7 +23,4 @@ def wait_until(happened: Callable[[], bool]) -> None:
     started = time.perf_counter()
     while not happened():
         waited = time.perf_counter() - started
-        if waited < HOT:
-            os.sched_yield()
-        else:
-            time.sleep(NAP if waited < LUKEWARM else LONG_NAP)
+        time.sleep(DOZE if waited < HOT else NAP if waited < LUKEWARM else LONG_NAP)
