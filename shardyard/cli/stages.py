@@ -70,11 +70,13 @@ def bring_up_to_date(context: Context) -> dict[str, StageResult]:
 def up(args: argparse.Namespace) -> None:
     """Do the whole pipeline, end to end, and print a summary."""
     from shardyard.cli.measure import run_load_test
+    from shardyard.cli.serve import refuse_if_served
     from shardyard.cli.summary import print_summary
     from shardyard.cli.talk import ask
     from shardyard.triton.serve import launch
 
     context = Context.of(args)
+    refuse_if_served(context)
     started = time.monotonic()
     made = bring_up_to_date(context)
     with launch(context.pipeline, context.work.model_repo, context.work.logs, context.console) as server:

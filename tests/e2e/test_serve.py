@@ -195,10 +195,18 @@ def active(served: Any) -> int:
 def test_a_second_serve_on_the_same_port_is_refused(shardyard: Run, served: Any) -> None:
     port = served.address["http_port"]
     started = time.monotonic()
-    done = shardyard("serve", "p.yaml", "--set", f"serve.http_port={port}", cwd=served.folder)
+    done = shardyard("serve", "p.yaml", "--work", "other", "--set", f"serve.http_port={port}", cwd=served.folder)
     assert done.returncode == 5
     assert f"port {port}" in done.stderr
     assert time.monotonic() - started < 15
+
+
+@pytest.mark.parametrize("verb", ["serve", "up"])
+def test_a_second_endpoint_in_the_same_folder_is_refused(shardyard: Run, served: Any, verb: str) -> None:
+    done = shardyard(verb, "p.yaml", cwd=served.folder)
+    assert done.returncode == 5
+    assert "already being served" in done.stderr
+    assert str(served.address["pid"]) in done.stderr
 
 
 @pytest.mark.parametrize("grid", [("parallel.tp=2",), ("parallel.tp=1", "parallel.pp=2")])
