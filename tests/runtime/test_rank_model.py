@@ -172,18 +172,20 @@ def test_narrow_types_are_close(
     assert np.sqrt((error[200:] ** 2).mean()) / size < bound * 1.2
 
 
-@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize(
+    ("family", "weights"), [("qwen2", "bfloat16"), ("llama", "float16"), ("llama", "bfloat16"), ("qwen2", "int8")]
+)
 def test_narrow_weights_are_not_widened_in_memory(
-    load: Any, make_checkpoint: Callable[..., Path], weights: str
+    load: Any, make_checkpoint: Callable[..., Path], family: str, weights: str
 ) -> None:
-    folder = make_checkpoint("--family", "qwen2")
+    folder = make_checkpoint("--family", family)
     model = load(folder, weights, RankSettings("bfloat16", "int8", 16))
     sizes: dict[str, int] = {}
     for node in model.compiled.get_runtime_model().get_ordered_ops():
         if node.get_rt_info()["layerType"].value == "Const":
             kind = node.get_output_element_type(0)
             sizes[kind.to_string()] = sizes.get(kind.to_string(), 0) + int(np.prod(node.get_output_shape(0)))
-    name = {"bfloat16": "bf16", "int8": "i8"}[weights]
+    name = {"bfloat16": "bf16", "float16": "f16", "int8": "i8"}[weights]
     whole = sum(array.size for array in model.arrays.values() if array.ndim == 2 and array.shape[1] > 1)
     assert sizes[name] >= whole
     # What is left: norms, biases, scales, the rotary tables, and the many small constants of the graph.

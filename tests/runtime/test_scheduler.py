@@ -109,9 +109,12 @@ def check_plan(step: Step, scheduler: Scheduler) -> None:
 
 def test_decoding_goes_on_beside_a_long_prompt() -> None:
     scheduler = Scheduler(BlockAllocator(64, 32), 4, 16)
-    short, long = sequence(1, 3, 20), sequence(2, 200, 1)
-    scheduler.add(short)
+    long, short = sequence(1, 250, 1), sequence(2, 3, 20)
     scheduler.add(long)
+    scheduler.add(short)
+    first = scheduler.next_step()
+    assert first is not None
+    assert first.rows == []
     for _ in range(10):
         step = scheduler.next_step()
         assert step is not None
