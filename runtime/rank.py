@@ -61,7 +61,7 @@ class RankModel:
     """One rank, ready to run steps. ``arrays`` are kept for as long as the model lives.
 
     Raises:
-        ToolchainError: OpenVINO cannot compile this network for this CPU.
+        ToolchainError: OpenVINO cannot compile this network for this CPU, or there is no memory for the cache.
     """
 
     def __init__(
@@ -108,8 +108,15 @@ class RankModel:
         shape = [self.settings.kv_blocks, *(size.get_length() for size in list(port.get_partial_shape())[1:])]
         count = int(np.prod(shape))
         dtype = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16, ov.Type.u8: np.uint8}[kind]
-        memory = np.frombuffer(mmap.mmap(-1, count * kind.size), dtype).reshape(shape)
-        tensor = ov.Tensor(memory, shape, kind)
+        try:
+            memory = mmap.mmap(-1, count * kind.size)
+        except (OSError, OverflowError) as error:
+            raise ToolchainError(
+                f"no memory for a key/value cache of {self.settings.kv_blocks * BLOCK_TOKENS} tokens",
+                why=f"each layer needs {2 * count * kind.size} bytes: {error}",
+                fix="lower engine.kv_cache_tokens, or engine.max_batch_size and engine.max_seq_len",
+            ) from None
+        tensor = ov.Tensor(np.frombuffer(memory, dtype).reshape(shape), shape, kind)
         self._request.set_tensor(port.get_any_name(), tensor)
         return tensor
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from shardyard.builder.convert import convert_checkpoint
 from shardyard.builder.targets.cpu import rank_arrays
+from shardyard.errors import ToolchainError
 from shardyard.runtime.kv_cache import BlockAllocator
 from shardyard.runtime.rank import RankModel, RankSettings
 from shardyard.runtime.request import Request
@@ -196,3 +197,9 @@ def test_one_constant_for_a_tied_embedding(load: Any, make_checkpoint: Callable[
     model = load(make_checkpoint("--family", "qwen2"))
     assert model.spec.tied
     assert "lm_head.weight" not in model.arrays
+
+
+def test_a_cache_that_cannot_be_is_refused(load: Any, make_checkpoint: Callable[..., Path]) -> None:
+    with pytest.raises(ToolchainError, match="key/value cache") as error:
+        load(make_checkpoint(), settings=RankSettings.exact(kv_blocks=1 << 40))
+    assert "kv_cache_tokens" in error.value.fix
