@@ -14,10 +14,9 @@ import openvino as ov
 import openvino.opset16 as op
 from openvino.op import _PagedAttentionExtension as PagedAttentionExtension
 
-__all__ = ["BLOCK_TOKENS", "PagedInputs", "cache_parameters", "paged_attention"]
+from shardyard.runtime.kv_cache import BLOCK_TOKENS
 
-#: Tokens per block of the key/value cache, fixed by the CPU plugin.
-BLOCK_TOKENS = 32
+__all__ = ["BLOCK_TOKENS", "PagedInputs", "cache_parameters", "paged_attention"]
 
 
 @dataclass(frozen=True)

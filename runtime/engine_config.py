@@ -11,6 +11,7 @@ from typing import Any
 
 from shardyard import __version__
 from shardyard.errors import ArtifactError, ToolchainError
+from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.network import ComputeType, KvType, WeightType
 from shardyard.toolchain import cpu_features, package_version
 
@@ -48,8 +49,8 @@ class EngineConfig:
 
     @property
     def kv_blocks(self) -> int:
-        """Blocks of 32 tokens that the cache has."""
-        return -(-self.cpu.kv_cache_tokens // 32)
+        """Blocks that the key/value cache has."""
+        return -(-self.cpu.kv_cache_tokens // BLOCK_TOKENS)
 
 
 def rank_engine(rank: int) -> str:

@@ -9,9 +9,8 @@ from collections import deque
 from pathlib import Path
 
 from shardyard.errors import LaunchError, RequestError, ShardyardError
-from shardyard.runtime.attention import BLOCK_TOKENS
 from shardyard.runtime.engine_config import read_engine_config
-from shardyard.runtime.kv_cache import BlockAllocator
+from shardyard.runtime.kv_cache import BLOCK_TOKENS, BlockAllocator
 from shardyard.runtime.leader import Leader
 from shardyard.runtime.loading import load_rank
 from shardyard.runtime.request import Limits, Output, Request, Stats, check_request

@@ -21,17 +21,15 @@ import openvino.opset16 as op
 from numpy.typing import NDArray
 
 from shardyard.runtime.attention import PagedInputs, cache_parameters, paged_attention
+from shardyard.runtime.names import EMBEDDING, HEAD
 from shardyard.runtime.network import NetworkSpec
 from shardyard.runtime.rope import rotary_tables
 from shardyard.runtime.weights import Weights
 
-__all__ = ["EMBEDDING", "HEAD", "AllReduceNode", "build_graph"]
+__all__ = ["AllReduceNode", "build_graph"]
 
 #: Makes a node that sums its input, float32 [tokens, hidden], over the tp ranks.
 AllReduceNode = Callable[[Any], Any]
-
-EMBEDDING = "transformer.vocab_embedding.weight"
-HEAD = "lm_head.weight"
 
 
 def build_graph(spec: NetworkSpec, arrays: Mapping[str, NDArray[Any]], all_reduce: AllReduceNode | None) -> Any:

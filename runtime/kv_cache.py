@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["BlockAllocator"]
+__all__ = ["BLOCK_TOKENS", "BlockAllocator"]
+
+#: Tokens per block, fixed by the CPU plugin's paged attention.
+BLOCK_TOKENS = 32
 
 
 class BlockAllocator:

@@ -27,9 +27,9 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from shardyard.errors import ToolchainError
-from shardyard.runtime.attention import BLOCK_TOKENS
 from shardyard.runtime.collectives import AllReduce, join_all_reduce
 from shardyard.runtime.graph import build_graph
+from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.network import ComputeType, KvType, NetworkSpec
 from shardyard.runtime.step_plan import StepPlan, single_prompt
 from shardyard.runtime.world import World

@@ -15,21 +15,16 @@ import openvino as ov
 import openvino.opset16 as op
 from numpy.typing import NDArray
 
-__all__ = ["SCALE", "Weights", "scale_name"]
+from shardyard.runtime.names import scale_name
 
-#: What an int8 weight's scales are called, beside `….weight`.
-SCALE = "per_channel_scale"
+__all__ = ["Weights"]
+
 _TYPES = {
     np.dtype(np.float32): ov.Type.f32,
     np.dtype(np.float16): ov.Type.f16,
     np.dtype(ml_dtypes.bfloat16): ov.Type.bf16,
     np.dtype(np.int8): ov.Type.i8,
 }
-
-
-def scale_name(weight: str) -> str:
-    """Return the name of an int8 weight's scales."""
-    return weight.removesuffix("weight") + SCALE
 
 
 class Weights:

@@ -14,9 +14,8 @@ from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.safetensors_file import SafetensorsFile
 from shardyard.errors import CheckpointError
 from shardyard.runtime.engine_file import ArrayInfo, aligned_order, write_arrays
-from shardyard.runtime.graph import EMBEDDING, HEAD
+from shardyard.runtime.names import EMBEDDING, HEAD, scale_name
 from shardyard.runtime.network import NetworkSpec, WeightType
-from shardyard.runtime.weights import scale_name
 
 __all__ = ["rank_arrays", "read_config", "write_rank_engine"]
 
