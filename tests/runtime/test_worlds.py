@@ -150,7 +150,7 @@ def test_a_leader_that_mpirun_does_not_watch_is_missed(
 
 def wait_for_ranks(pid: int, count: int, folder: Path) -> list[psutil.Process]:
     """Wait until the engine is ready and has been at work for a moment; return its ranks in order."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 50
     while time.monotonic() < deadline:
         ranks = find_ranks(pid)
         if len(ranks) == count and (folder / "ready").exists():
