@@ -11,6 +11,7 @@
 // waiting for tens of milliseconds. A wait throws when the window is aborted or a peer's process is gone.
 
 #include <linux/futex.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -35,7 +36,10 @@
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr auto kSpin = std::chrono::microseconds(20);
+// How long a wait spins: longer than ranks usually differ where each has cores of its own, since to wake a core costs
+// more than that; briefly where they share cores and the peer may be waiting for this one.
+constexpr auto kSpinOnOwnCores = std::chrono::microseconds(500);
+constexpr auto kSpinOnSharedCores = std::chrono::microseconds(20);
 constexpr long kPeerCheckNs = 100'000'000;
 constexpr int kMaxRanks = 64;
 constexpr int kMaxGroups = 64;
@@ -86,6 +90,12 @@ bool is_gone(pid_t process) {
     return name_end != std::string::npos && name_end + 2 < line.size() && line[name_end + 2] == 'Z';
 }
 
+// Whether this rank was pinned to a part of the machine's cores, as ranks are where there are enough for all.
+bool has_own_cores() {
+    cpu_set_t mine;
+    return sched_getaffinity(0, sizeof(mine), &mine) == 0 && CPU_COUNT(&mine) < sysconf(_SC_NPROCESSORS_ONLN);
+}
+
 class Group {
 public:
     void join(void* memory, int rank, int size, std::size_t slot_bytes) {
@@ -114,6 +124,7 @@ private:
 
     void sum_part(const float* in, float* out, std::size_t count) {
         const std::uint64_t call = ++calls_;
+        if (call == 1) spin_ = has_own_cores() ? kSpinOnOwnCores : kSpinOnSharedCores;
         std::memcpy(slot(rank_, call), in, count * sizeof(float));
         // In this order in all eyes, so that either we see the sleeper or it sees the counter.
         RankState& own = window_->ranks[rank_];
@@ -133,7 +144,7 @@ private:
         const auto& posted = window_->ranks[peer].posted;
         if (posted.load(std::memory_order_acquire) >= call) return;
         const auto started = Clock::now();
-        while (Clock::now() - started < kSpin) {
+        while (Clock::now() - started < spin_) {
             for (int i = 0; i < 8; ++i) relax();
             if (posted.load(std::memory_order_acquire) >= call) return;
         }
@@ -162,6 +173,7 @@ private:
     int rank_ = 0, size_ = 0;
     std::size_t slot_ = 0;
     std::uint64_t calls_ = 0;
+    Clock::duration spin_ = kSpinOnSharedCores;
 };
 
 std::array<Group, kMaxGroups> groups;
