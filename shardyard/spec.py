@@ -72,7 +72,10 @@ class ParallelSpec(_Section):
 class EngineSpec(_Section):
     """What the engine is built for."""
 
-    target: Annotated[Literal["cpu"], Field(description="cpu: the embedded engine")] = "cpu"
+    target: Annotated[
+        Literal["cpu", "tensorrt_llm", "tensorrt_llm_api"],
+        Field(description="cpu: the embedded engine; tensorrt_llm: trtllm-build; tensorrt_llm_api: its LLM API"),
+    ] = "cpu"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="type of the rank files' weights; auto keeps the source's"),
@@ -92,6 +95,27 @@ class EngineSpec(_Section):
     max_seq_len: Annotated[int, Field(ge=2, description="prompt plus answer, tokens")] = 2048
     max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; chunks longer prompts")] = 2048
     threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
+    instance: Annotated[str | None, Field(description="GPU targets: EC2 instance, e.g. p5.48xlarge")] = None
+    gpu: Annotated[str | None, Field(description="GPU targets: the GPU, where no instance is named, e.g. H100")] = None
+    toolchain: Annotated[
+        Literal["auto", "25.10", "26.07"],
+        Field(description="GPU targets: pinned image; auto: the first that supports the GPU"),
+    ] = "auto"
+    runner: Annotated[
+        Literal["here", "docker", "enroot", "apptainer"],
+        Field(description="GPU targets: where trtllm-build runs; here: in this environment"),
+    ] = "here"
+    image: Annotated[
+        str | None, Field(description="GPU targets: image in place of the pin's tag, e.g. by digest or a .sqsh file")
+    ] = None
+    kv_memory_fraction: Annotated[
+        float, Field(gt=0, le=1, description="GPU targets: share of the memory left over that the cache takes")
+    ] = 0.9
+    build_flags: Annotated[
+        dict[str, str | int | bool],
+        Field(description="GPU targets: further trtllm-build flags by name, e.g. {multiple_profiles: enable}"),
+    ] = {}
+    build_retries: Annotated[int, Field(ge=0, description="GPU targets: times that a failed rank is built again")] = 1
 
 
 class ServeSpec(_Section):
