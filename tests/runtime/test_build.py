@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from shardyard.artifacts import read_manifest
-from shardyard.builder.build import build, cpu_target
+from shardyard.builder.build import build
 from shardyard.builder.convert import convert
 from shardyard.builder.targets.cpu import rank_arrays
+from shardyard.builder.targets.cpu_build import cpu_target
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, CheckpointError, PipelineError
 from shardyard.runtime.engine_file import open_engine
@@ -61,7 +62,7 @@ def test_another_tool_chain_makes_it_anew(
 ) -> None:
     out = tmp_path / "engine"
     build(make_pipeline(tp=2), checkpoint, out, QUIET)
-    monkeypatch.setattr("shardyard.builder.build.cpu_features", lambda: ["avx2"])
+    monkeypatch.setattr("shardyard.builder.targets.cpu_build.cpu_features", lambda: ["avx2"])
     again = build(make_pipeline(tp=2), checkpoint, out, QUIET)
     assert again.reason is not None
     assert "cpu_features" in again.reason
@@ -103,7 +104,7 @@ def test_automatic_types(
     quantization: str,
     expected: tuple[str, str, str],
 ) -> None:
-    monkeypatch.setattr("shardyard.builder.build.cpu_features", lambda: ["avx2", "avx512_bf16"])
+    monkeypatch.setattr("shardyard.builder.targets.cpu_build.cpu_features", lambda: ["avx2", "avx512_bf16"])
     target = cpu_target(make_pipeline(quantization=quantization), dtype)
     assert (target.weights, target.compute, target.kv_cache) == expected
 
@@ -111,7 +112,7 @@ def test_automatic_types(
 def test_without_bf16_instructions_compute_is_float32(
     make_pipeline: MakePipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shardyard.builder.build.cpu_features", lambda: ["avx2"])
+    monkeypatch.setattr("shardyard.builder.targets.cpu_build.cpu_features", lambda: ["avx2"])
     target = cpu_target(make_pipeline(), "bfloat16")
     assert (target.compute, target.kv_cache) == ("float32", "int8")
 

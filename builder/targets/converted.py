@@ -1,0 +1,32 @@
+"""What every target asks of converted rank files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shardyard.errors import ArtifactError
+from shardyard.spec import ParallelSpec
+
+__all__ = ["check_degrees"]
+
+
+def check_degrees(mapping: Mapping[str, Any], parallel: ParallelSpec, checkpoint: Path) -> None:
+    """Check that the rank files of ``checkpoint`` were cut for the pipeline's degrees.
+
+    Raises:
+        ArtifactError: they were cut for others.
+    """
+    found = {"tp": mapping["tp_size"], "pp": mapping["pp_size"], "cp": mapping["cp_size"]}
+    wanted = {"tp": parallel.tp, "pp": parallel.pp, "cp": parallel.cp}
+    if found != wanted:
+        raise ArtifactError(
+            f"{checkpoint} was converted for {_degrees(found)}; the pipeline asks for {_degrees(wanted)}",
+            why="each rank's engine is made from that rank's file",
+            fix="run shardyard convert again",
+        )
+
+
+def _degrees(degrees: Mapping[str, int]) -> str:
+    return " ".join(f"{name}={value}" for name, value in degrees.items())

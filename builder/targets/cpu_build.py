@@ -1,0 +1,90 @@
+"""build for the CPU: rank files into engines of the embedded engine, one per rank, for this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from shardyard.artifacts import Draft, read_manifest
+from shardyard.builder.targets.converted import check_degrees
+from shardyard.builder.targets.cpu import read_config, write_rank_engine
+from shardyard.console import Console
+from shardyard.errors import PipelineError
+from shardyard.runtime.engine_config import CpuTarget, engine_json, rank_engine
+from shardyard.runtime.network import ComputeType, KvType, WeightType
+from shardyard.spec import Pipeline
+from shardyard.stage import StageResult, run_stage
+from shardyard.toolchain import cpu_features, describe, package_version
+
+__all__ = ["build_cpu", "cpu_target"]
+
+STAGE = "build"
+#: Settings of the pipeline file that end in config.json as they are.
+_LIMITS = ("max_batch_size", "max_seq_len", "max_num_tokens")
+#: Without one of these, bfloat16 arithmetic would be emulated.
+_BF16_FEATURES = {"avx512_bf16", "amx_bf16"}
+
+
+def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console) -> StageResult:
+    """Write the engines of the rank files in ``checkpoint`` into ``out``, unless it holds them already.
+
+    Raises:
+        ArtifactError: ``checkpoint`` is unfinished or was converted for other degrees; ``out`` cannot be written.
+        PipelineError: the engine's settings cannot be combined.
+        CheckpointError: the rank files cannot be read or hold a network that the engine cannot run.
+    """
+    manifest = read_manifest(checkpoint, "convert")
+    config = read_config(checkpoint)
+    check_degrees(config["mapping"], pipeline.parallel, checkpoint)
+    target = cpu_target(pipeline, config["dtype"])
+    limits = {name: getattr(pipeline.engine, name) for name in _LIMITS}
+    settings = {"target": "cpu", **limits, "weights": target.weights, "compute": target.compute}
+    settings |= {"kv_cache": target.kv_cache, "kv_cache_tokens": target.kv_cache_tokens, "threads": target.threads}
+    toolchain = {**describe("numpy", "openvino"), "cpu_features": " ".join(target.cpu_features)}
+
+    def work(draft: Draft) -> None:
+        ranks = pipeline.parallel.world_size
+        with console.progress(STAGE, ranks, "ranks") as advance:
+            for rank in range(ranks):
+                path = draft.folder / rank_engine(rank)
+                write_rank_engine(checkpoint, rank, path, weights=target.weights, max_positions=limits["max_seq_len"])
+                advance(1, path.name)
+        (draft.folder / "config.json").write_text(engine_json(config, limits, target), encoding="utf-8")
+
+    return run_stage(STAGE, out, checkpoint, manifest.outputs, settings, toolchain, work, console)
+
+
+def cpu_target(pipeline: Pipeline, dtype: str) -> CpuTarget:
+    """Decide how the CPU engine computes, for rank files whose weights have the type ``dtype``.
+
+    Raises:
+        PipelineError: engine.compute and engine.kv_cache cannot be combined.
+    """
+    engine = pipeline.engine
+    weights: WeightType = _WEIGHTS[pipeline.quantization](dtype)
+    narrow = weights in ("bfloat16", "float16") and bool(_BF16_FEATURES & set(cpu_features()))
+    compute: ComputeType = ("bfloat16" if narrow else "float32") if engine.compute == "auto" else engine.compute
+    kv_cache: KvType = _default_cache(weights, compute) if engine.kv_cache == "auto" else engine.kv_cache
+    if kv_cache not in ("int8", compute):
+        raise PipelineError(
+            f"engine.kv_cache={kv_cache} is not possible with engine.compute={compute}",
+            why="OpenVINO's paged attention keeps the cache in the type that it computes in, or in int8",
+            fix=f"set engine.kv_cache to {compute} or int8, or engine.compute to {kv_cache}",
+        )
+    return CpuTarget(
+        weights=weights,
+        compute=compute,
+        kv_cache=kv_cache,
+        kv_cache_tokens=engine.kv_cache_tokens or engine.max_batch_size * engine.max_seq_len,
+        threads=engine.threads,
+        openvino=package_version("openvino") or "absent",
+        cpu_features=cpu_features(),
+    )
+
+
+_WEIGHTS: dict[str, Callable[[Any], WeightType]] = {"none": lambda dtype: dtype, "w8a16": lambda dtype: "int8"}
+
+
+def _default_cache(weights: WeightType, compute: ComputeType) -> KvType:
+    return "float32" if (weights, compute) == ("float32", "float32") else "int8"
