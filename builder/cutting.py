@@ -23,6 +23,7 @@ __all__ = [
     "Piece",
     "Placed",
     "count_bytes",
+    "lay_out",
     "make_cutting_plan",
     "place_rules",
     "resolve_cut",
@@ -71,16 +72,26 @@ def make_cutting_plan(source: SourceCheckpoint, parallel: ParallelSpec, dtype: s
         CheckpointError: degrees that cannot cut this model; a tensor that is missing, surplus, or of another shape
             or type than config.json says.
     """
-    config = source.config
     _check_tensors(source)
+    files, pieces = lay_out(source.config, parallel)
+    return CuttingPlan(files, pieces, source_dtype(source) if dtype == "auto" else dtype)
+
+
+def lay_out(
+    config: HfConfig, parallel: ParallelSpec
+) -> tuple[tuple[dict[str, tuple[int, ...]], ...], dict[str, list[Piece]]]:
+    """Return the files and pieces of a CuttingPlan, from the model's config alone.
+
+    Raises:
+        CheckpointError: degrees that cannot cut this model.
+    """
     check_degrees(config, parallel)
-    placed = place_rules(config, parallel.pp)
     files: tuple[dict[str, tuple[int, ...]], ...] = tuple({} for _ in range(parallel.tp * parallel.pp))
     pieces: dict[str, list[Piece]] = {}
-    for item in placed:
+    for item in place_rules(config, parallel.pp):
         for tp_rank in range(parallel.tp):
             _cut(item, tp_rank, config, parallel, files, pieces)
-    return CuttingPlan(files, pieces, source_dtype(source) if dtype == "auto" else dtype)
+    return files, pieces
 
 
 def source_dtype(source: SourceCheckpoint) -> str:
