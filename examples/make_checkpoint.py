@@ -12,63 +12,14 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
+from sample_families import FAMILIES, SHAPES, Sample
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-#: Shapes by name. Sizes are odd on purpose: a vocabulary that no tp divides, layers that pp=2 does not divide,
-#: fewer key/value heads than tp=4 has ranks.
-SHAPES: dict[str, dict[str, int]] = {
-    "tiny": {
-        "hidden_size": 128,
-        "intermediate_size": 352,
-        "num_hidden_layers": 5,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 2,
-        "vocab_size": 515,
-    },
-    "0.5b": {
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-    },
-}
-
-FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0,
-        "rope_scaling": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 256,
-        },
-        "attention_bias": False,
-        "mlp_bias": False,
-        "tie_word_embeddings": False,
-    },
-    "qwen2": {
-        "architectures": ["Qwen2ForCausalLM"],
-        "model_type": "qwen2",
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 1000000.0,
-        "sliding_window": None,
-        "use_sliding_window": False,
-        "tie_word_embeddings": True,
-    },
-}
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SPECIAL = ["<|begin|>", "<|end|>", "<|turn_end|>", "<|user|>", "<|assistant|>", "<|system|>"]
@@ -92,15 +43,14 @@ Le train part à huit heures; der Zug fährt um neun; el tren sale a las diez. �
 """
 
 
-def config(family: str, shape: str, dtype: str, overrides: dict[str, Any]) -> dict[str, Any]:
+def config(sample: Sample, shape: str, dtype: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Return the content of config.json."""
-    sizes = SHAPES[shape]
+    sizes = {**SHAPES[shape], "max_position_embeddings": 2048, **(sample.tiny if shape == "tiny" else {})}
+    sizes.setdefault("head_dim", sizes["hidden_size"] // sizes["num_attention_heads"])
+    named = {sample.keys.get(key, key): size for key, size in sizes.items()}
     return {
-        **FAMILIES[family],
-        **sizes,
-        "head_dim": sizes["hidden_size"] // sizes["num_attention_heads"],
-        "hidden_act": "silu",
-        "max_position_embeddings": 2048,
+        **sample.config,
+        **{key: size for key, size in named.items() if key},
         "bos_token_id": BEGIN,
         "eos_token_id": [END, TURN_END],
         "torch_dtype": dtype,
@@ -108,62 +58,105 @@ def config(family: str, shape: str, dtype: str, overrides: dict[str, Any]) -> di
     }
 
 
-def tensor_shapes(cfg: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield every tensor's name and shape, in the order of the model."""
-    hidden, inner, head = cfg["hidden_size"], cfg["intermediate_size"], cfg["head_dim"]
-    rows = {"q": cfg["num_attention_heads"] * head, "k": cfg["num_key_value_heads"] * head}
-    rows["v"] = rows["k"]
-    yield "model.embed_tokens.weight", (cfg["vocab_size"], hidden)
-    for layer in range(cfg["num_hidden_layers"]):
-        prefix = f"model.layers.{layer}."
-        for part, count in rows.items():
-            yield f"{prefix}self_attn.{part}_proj.weight", (count, hidden)
-            if cfg["model_type"] == "qwen2" or cfg.get("attention_bias"):
-                yield f"{prefix}self_attn.{part}_proj.bias", (count,)
-        yield f"{prefix}self_attn.o_proj.weight", (hidden, rows["q"])
-        if cfg.get("attention_bias"):
-            yield f"{prefix}self_attn.o_proj.bias", (hidden,)
-        yield f"{prefix}mlp.gate_proj.weight", (inner, hidden)
-        yield f"{prefix}mlp.up_proj.weight", (inner, hidden)
-        yield f"{prefix}mlp.down_proj.weight", (hidden, inner)
-        yield f"{prefix}input_layernorm.weight", (hidden,)
-        yield f"{prefix}post_attention_layernorm.weight", (hidden,)
-    yield "model.norm.weight", (hidden,)
-    if not cfg["tie_word_embeddings"]:
-        yield "lm_head.weight", (cfg["vocab_size"], hidden)
+def dimensions(sample: Sample, cfg: dict[str, Any]) -> dict[str, int]:
+    """Return the sizes that the lines of sample_tensors.py name."""
+
+    def size(key: str, default: int = 0) -> int:
+        return int(cfg.get(sample.keys.get(key, key) or key, default))
+
+    hidden, heads = size("hidden_size"), size("num_attention_heads")
+    head = size("head_dim", hidden // heads)
+    query = heads * head
+    # Falcon's older decoder has one key/value head and no key that says so.
+    shared = cfg.get("multi_query") and not cfg["new_decoder_architecture"]
+    kv = head if shared else size("num_key_value_heads", heads) * head
+    return {
+        "one": 1,
+        "layers": size("num_hidden_layers"),
+        "vocab": size("vocab_size"),
+        "positions": size("max_position_embeddings"),
+        "learned": size("max_position_embeddings") + 2,
+        "hidden": hidden,
+        "inner": size("intermediate_size"),
+        "head": head,
+        "q": query,
+        "kv": kv,
+        "qkv": query + 2 * kv,
+        "experts": size("num_experts", size("num_local_experts")),
+        "moe_inner": size("moe_intermediate_size"),
+        "shared_inner": size("shared_expert_intermediate_size"),
+    }
 
 
-def values(seed: int, name: str, shape: tuple[int, ...], cfg: dict[str, Any]) -> np.ndarray:
+def flags(cfg: dict[str, Any], layer: int) -> dict[str, bool]:
+    """Return the flags that the lines of sample_tensors.py name, for one layer."""
+    sparse = bool(cfg.get("num_experts")) and layer not in cfg["mlp_only_layers"]
+    sparse = sparse and (layer + 1) % cfg["decoder_sparse_step"] == 0
+    newer = bool(cfg.get("new_decoder_architecture"))
+    bias = bool(cfg.get("attention_bias"))
+    return {
+        "untied": not cfg["tie_word_embeddings"],
+        "attention_bias": bias,
+        "qkv_bias": bias or cfg["model_type"] in ("qwen2", "qwen2_moe"),
+        "mlp_bias": bool(cfg.get("mlp_bias")),
+        "bias": bool(cfg.get("bias")),
+        "sparse": sparse,
+        "dense": not sparse,
+        "two_norms": newer and cfg.get("num_ln_in_parallel_attn", 2) == 2,
+        "one_norm": not newer or cfg.get("num_ln_in_parallel_attn") == 1,
+        "sequential": not newer and cfg.get("parallel_attn") is False,
+    }
+
+
+def tensor_shapes(sample: Sample, cfg: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return every tensor's name and shape, in the order of the model."""
+    known = dimensions(sample, cfg)
+    lines = [line.split() for line in sample.tensors.splitlines() if line]
+    inner = [line for line in lines if "{l}" in line[0]]
+    first, last = lines[: lines.index(inner[0])], [line for line in lines[lines.index(inner[0]) :] if line not in inner]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, part in [(0, first), *((layer, inner) for layer in range(known["layers"])), (0, last)]:
+        for name, *rest in part:
+            if all(flags(cfg, layer)[symbol[1:]] for symbol in rest if symbol.startswith("?")):
+                symbols = [symbol.partition("*") for symbol in rest if not symbol.startswith("?")]
+                shape = tuple(known[key] * int(times or 1) for key, _, times in symbols)
+                for expert in range(known["experts"] if "{e}" in name else 1):
+                    shapes[name.format(l=layer, e=expert)] = shape
+    return shapes
+
+
+def values(seed: int, name: str, shape: tuple[int, ...], sample: Sample, cfg: dict[str, Any]) -> np.ndarray:
     """Return one tensor. It depends on the seed and its name alone, so shapes and order of others do not matter."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     bits = np.random.PCG64(int.from_bytes(digest[:16], "little")).random_raw(math.prod(shape))
     uniform = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)  # [-1, 1)
-    if name.endswith("norm.weight"):
-        uniform = 1 + np.float32(0.1) * uniform
-    elif name.endswith("bias"):
+    if name.endswith("bias"):
         uniform *= np.float32(0.25)
-    elif "embed" not in name:
+    elif len(shape) == 1:
+        uniform = (0 if sample.zero_centred else 1) + np.float32(0.1) * uniform
+    elif name == sample.embedding or name.endswith(("wpe.weight", "embed_positions.weight")):
+        if cfg["tie_word_embeddings"]:
+            # A small embedding, or a tied head finds the last token again and repeats it for ever.
+            uniform *= np.float32(0.05)
+    else:
         # Uniform on [-1, 1) has a variance of 1/3: keep each product's variance near 1.
-        uniform *= np.float32(math.sqrt(3.0 / shape[-1]))
-    elif cfg["tie_word_embeddings"]:
-        # A small embedding, or a tied head finds the last token again and repeats it for ever.
-        uniform *= np.float32(0.05)
+        uniform *= np.float32(math.sqrt(3.0 / shape[0 if sample.transposed and name != sample.head else -1]))
     tensor = uniform.reshape(shape)
-    if name in ("lm_head.weight", "model.embed_tokens.weight"):
+    if name in (sample.head, sample.embedding):
         # Special tokens and single bytes score low, so that the noise is mostly printable.
         tensor[: len(SPECIAL) + 256] *= np.float32(0.25)
     return tensor.astype(DTYPES[cfg["torch_dtype"]])
 
 
-def write_weights(out: Path, cfg: dict[str, Any], seed: int, shards: int) -> None:
+def write_weights(out: Path, sample: Sample, cfg: dict[str, Any], seed: int, shards: int) -> None:
     """Write model.safetensors, or ``shards`` files with an index."""
-    shapes = list(tensor_shapes(cfg))
+    shapes = list(tensor_shapes(sample, cfg).items())
     per_file = -(-len(shapes) // shards)
     weight_map, total = {}, 0
     for index in range(shards):
         name = f"model-{index + 1:05d}-of-{shards:05d}.safetensors" if shards > 1 else "model.safetensors"
         part = shapes[index * per_file : (index + 1) * per_file]
-        tensors = {key: values(seed, key, shape, cfg) for key, shape in part}
+        tensors = {key: values(seed, key, shape, sample, cfg) for key, shape in part}
         save_file(tensors, out / name, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(tensors, name))
         total += sum(tensor.nbytes for tensor in tensors.values())
@@ -193,7 +186,7 @@ def write_tokenizer(out: Path, cfg: dict[str, Any]) -> None:
         "eos_token": SPECIAL[END],
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
-        "model_max_length": cfg["max_position_embeddings"],
+        "model_max_length": cfg.get("max_position_embeddings", cfg.get("n_positions")),
     }
     dump(out / "tokenizer_config.json", described)
 
@@ -206,8 +199,9 @@ def dump(path: Path, content: dict[str, Any]) -> None:
 def make(out: Path, family: str, shape: str, dtype: str, seed: int, shards: int, overrides: dict[str, Any]) -> None:
     """Write the whole checkpoint, config.json last."""
     out.mkdir(parents=True, exist_ok=True)
-    cfg = config(family, shape, dtype, overrides)
-    write_weights(out, cfg, seed, shards)
+    sample = FAMILIES[family]
+    cfg = config(sample, shape, dtype, overrides)
+    write_weights(out, sample, cfg, seed, shards)
     write_tokenizer(out, cfg)
     dump(out / "generation_config.json", {"bos_token_id": BEGIN, "eos_token_id": [END, TURN_END]})
     dump(out / "config.json", cfg)
