@@ -15,6 +15,7 @@ import openvino.opset16 as op
 from openvino.op import _PagedAttentionExtension as PagedAttentionExtension
 
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
+from shardyard.runtime.network import AttentionSpec
 
 __all__ = ["BLOCK_TOKENS", "PagedInputs", "cache_parameters", "paged_attention"]
 
@@ -41,18 +42,19 @@ def cache_parameters(layer: int) -> tuple[Any, Any]:
 
 
 def paged_attention(
-    q: Any, k: Any, v: Any, caches: tuple[Any, Any], shared: PagedInputs, kv_heads: int, head_size: int
+    q: Any, k: Any, v: Any, caches: tuple[Any, Any], shared: PagedInputs, spec: AttentionSpec, window: int
 ) -> Any:
     """Return attention's output [tokens, heads · head_size].
 
     ``q`` [tokens, heads · head_size] and ``k``, ``v`` [tokens, kv_heads · head_size] are rotated already; all
-    sequences of the batch follow each other on the first axis.
+    sequences of the batch follow each other on the first axis. ``window``: how many tokens each token sees, itself
+    included; 0: all before it.
     """
     inputs = [
         *(q, k, v, *caches),
         *(shared.past_lens, shared.subsequence_begins, shared.block_indices, shared.block_indices_begins),
-        op.constant(np.float32(head_size**-0.5)),
-        *(_zero(), _empty(np.float32)),  # sliding window: none; ALiBi slopes: none
+        op.constant(np.float32(spec.scale)),
+        *(op.constant(np.int32(window)), _empty(np.float32)),  # ALiBi slopes: none
         shared.max_context_len,
         *(_empty(np.int32), _empty(np.int32), _empty(np.int32), _empty(np.float32), _empty(np.float32)),
         *(_zero(), _zero()),
@@ -62,8 +64,8 @@ def paged_attention(
     ]
     node = PagedAttentionExtension([x if isinstance(x, ov.Output) else x.output(0) for x in inputs])
     info = node.get_rt_info()
-    info["num_k_heads"] = info["num_v_heads"] = kv_heads
-    info["k_head_size"] = info["v_head_size"] = head_size
+    info["num_k_heads"] = info["num_v_heads"] = spec.kv_heads
+    info["k_head_size"] = info["v_head_size"] = spec.head_size
     return node.output(0)
 
 

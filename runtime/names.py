@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["EMBEDDING", "HEAD", "scale_name"]
+__all__ = ["EMBEDDING", "FINAL_NORM", "HEAD", "POSITIONS", "scale_name"]
 
 EMBEDDING = "transformer.vocab_embedding.weight"
+POSITIONS = "transformer.position_embedding.weight"
+#: The norm before the head, without ``.weight`` and ``.bias``.
+FINAL_NORM = "transformer.ln_f"
 HEAD = "lm_head.weight"
 
 

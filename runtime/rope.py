@@ -1,7 +1,8 @@
 """Rotary position embedding: the tables that the network reads its angles from.
 
 Sources: Su et al. 2021 (arXiv:2104.09864) for the rotation; Chen et al. 2023 (arXiv:2306.15595) for ``linear``;
-Grattafiori et al. 2024 (arXiv:2407.21783) and Meta's model card for ``llama3``.
+Grattafiori et al. 2024 (arXiv:2407.21783) and Meta's model card for ``llama3``; Peng et al. 2023 (arXiv:2309.00071) for
+``yarn``, and its appendix on ``dynamic``, which changes nothing up to the length that the model was trained for.
 """
 
 from __future__ import annotations
@@ -14,56 +15,99 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shardyard.errors import ArtifactError
+from shardyard.runtime.network import RopeSpec
 
-__all__ = ["rotary_tables"]
+__all__ = ["rope_kind", "rope_problem", "rotary_tables"]
 
 Scaling = Mapping[str, Any]
+Frequencies = NDArray[np.float64]
 
 
-def rotary_tables(
-    head_size: int, theta: float, scaling: Scaling | None, positions: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return cosines and sines, each float32 [positions, head_size]; the second half repeats the first.
+def rotary_tables(rope: RopeSpec, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return cosines and sines, each float32 [positions, dim]; the second half repeats the first.
 
     Raises:
-        ArtifactError: a kind of scaling that the engine does not know.
+        ArtifactError: what ``rope_problem`` says.
     """
-    frequencies = theta ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
-    kind = _kind(scaling)
-    if kind not in _SCALINGS:
+    problem = rope_problem(rope, positions)
+    if problem:
         raise ArtifactError(
-            f"rotary scaling of type {kind!r} is not supported",
-            why=f"the engine knows {', '.join(_SCALINGS)}",
-            fix="use a checkpoint with one of these",
+            f"rotary scaling of type {rope_kind(rope)!r} is not possible for {positions} positions",
+            why=problem,
+            fix="use a checkpoint with another scaling, or lower engine.max_seq_len",
         )
-    frequencies = _SCALINGS[kind](frequencies, scaling or {})
-    angles = np.arange(positions, dtype=np.float64)[:, None] * np.concatenate([frequencies, frequencies])
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    plain = rope.theta ** (-np.arange(0, rope.dim, 2, dtype=np.float64) / rope.dim)
+    scale, size = _SCALINGS[rope_kind(rope)](rope, plain)
+    angles = np.arange(positions, dtype=np.float64)[:, None] * np.concatenate([scale, scale])
+    return (np.cos(angles) * size).astype(np.float32), (np.sin(angles) * size).astype(np.float32)
 
 
-def _kind(scaling: Scaling | None) -> str:
+def rope_kind(rope: RopeSpec) -> str:
+    """Return the name of the scaling; ``default`` where there is none."""
     # Hugging Face renamed the key from `type` to `rope_type`; the rank files carry whichever the source had.
-    return str((scaling or {}).get("rope_type", (scaling or {}).get("type", "default")))
+    scaling = rope.scaling or {}
+    return str(scaling.get("rope_type", scaling.get("type", "default")))
 
 
-def _unscaled(frequencies: NDArray[np.float64], scaling: Scaling) -> NDArray[np.float64]:
-    return frequencies
+def rope_problem(rope: RopeSpec, positions: int) -> str | None:
+    """Return why the engine cannot make tables for this many positions; None when it can."""
+    kind = rope_kind(rope)
+    if kind not in _SCALINGS:
+        return f"the engine knows {', '.join(_SCALINGS)}"
+    if kind == "dynamic" and positions > rope.trained:
+        return f"beyond {rope.trained} positions it would turn all keys again whenever a sequence grows"
+    return None
 
 
-def _linear(frequencies: NDArray[np.float64], scaling: Scaling) -> NDArray[np.float64]:
-    return frequencies / float(scaling["factor"])
+def _unscaled(rope: RopeSpec, plain: Frequencies) -> tuple[Frequencies, float]:
+    return plain, 1.0
 
 
-def _llama3(frequencies: NDArray[np.float64], scaling: Scaling) -> NDArray[np.float64]:
+def _linear(rope: RopeSpec, plain: Frequencies) -> tuple[Frequencies, float]:
+    return plain / _number(rope, "factor"), 1.0
+
+
+def _llama3(rope: RopeSpec, plain: Frequencies) -> tuple[Frequencies, float]:
     """Waves longer than the original context are slowed by ``factor``, short ones kept, those between interpolated."""
-    low, high = float(scaling["low_freq_factor"]), float(scaling["high_freq_factor"])
-    periods_in_context = float(scaling["original_max_position_embeddings"]) * frequencies / (2 * math.pi)
+    low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+    periods_in_context = _number(rope, "original_max_position_embeddings") * plain / (2 * math.pi)
     keep = np.clip((periods_in_context - low) / (high - low), 0.0, 1.0)
-    return keep * frequencies + (1 - keep) * frequencies / float(scaling["factor"])
+    return keep * plain + (1 - keep) * plain / _number(rope, "factor"), 1.0
 
 
-_SCALINGS: dict[str, Callable[[NDArray[np.float64], Scaling], NDArray[np.float64]]] = {
+def _yarn(rope: RopeSpec, plain: Frequencies) -> tuple[Frequencies, float]:
+    """As llama3, by a ramp over the pairs; queries and keys grow too, so that attention is as sharp as before."""
+    original = _number(rope, "original_max_position_embeddings", rope.trained)
+    factor = _number(rope, "factor", rope.trained / original)
+    ends = [
+        rope.dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+        for turns in (_number(rope, "beta_fast", 32), _number(rope, "beta_slow", 1))
+    ]
+    if (rope.scaling or {}).get("truncate", True):
+        ends = [math.floor(ends[0]), math.ceil(ends[1])]
+    low, high = max(ends[0], 0), min(ends[1], rope.dim - 1)
+    # Equal ends would divide by zero; Hugging Face moves the upper one by as much.
+    slow = np.clip((np.arange(rope.dim // 2) - low) / (high - low or 0.001), 0.0, 1.0)
+    return (1 - slow) * plain + slow * plain / factor, _yarn_size(rope, factor)
+
+
+def _yarn_size(rope: RopeSpec, factor: float) -> float:
+    def growth(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    weights = [_number(rope, name, 0.0) for name in ("mscale", "mscale_all_dim")]
+    return _number(rope, "attention_factor", growth(weights[0]) / growth(weights[1]) if all(weights) else growth(1.0))
+
+
+def _number(rope: RopeSpec, key: str, default: float | None = None) -> float:
+    scaling = rope.scaling or {}
+    return float(scaling[key]) if default is None or scaling.get(key) is not None else default
+
+
+_SCALINGS: dict[str, Callable[[RopeSpec, Frequencies], tuple[Frequencies, float]]] = {
     "default": _unscaled,
     "linear": _linear,
     "llama3": _llama3,
+    "dynamic": _unscaled,
+    "yarn": _yarn,
 }

@@ -25,6 +25,7 @@ _TYPES = {
     np.dtype(ml_dtypes.bfloat16): ov.Type.bf16,
     np.dtype(np.int8): ov.Type.i8,
 }
+_ALL = slice(None)
 
 
 class Weights:
@@ -35,17 +36,17 @@ class Weights:
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self.arrays = arrays
-        self._constants: dict[tuple[str, int], Any] = {}
+        self._constants: dict[tuple[str, int | None, int, int], Any] = {}
 
     def vector(self, name: str) -> Any:
         """Return a norm's or bias's values as float32 [n]."""
         return op.constant(self.arrays[name].astype(np.float32))
 
-    def matrix(self, name: str, rows: int | None = None) -> Any:
-        """Return a weight [out, in] in float32, or its first ``rows`` rows."""
-        constant = self._constant(name, rows)
+    def matrix(self, name: str, rows: slice = _ALL, expert: int | None = None) -> Any:
+        """Return a weight [out, in] in float32, or some of its rows; ``expert`` picks one of [experts, out, in]."""
+        constant = self._constant(name, rows, expert)
         if constant.get_element_type() == ov.Type.i8:
-            return op.multiply(op.convert(constant, "f32"), self._constant(scale_name(name), rows))
+            return op.multiply(op.convert(constant, "f32"), self._constant(scale_name(name), rows, expert))
         return self._widened(constant)
 
     def rows(self, name: str, ids: Any) -> Any:
@@ -66,9 +67,10 @@ class Weights:
         node.get_rt_info()["decompression_0"] = ""
         return node
 
-    def _constant(self, name: str, rows: int | None = None) -> Any:
-        array = self.arrays[name][:rows]
-        key = name, len(array)
+    def _constant(self, name: str, rows: slice = _ALL, expert: int | None = None) -> Any:
+        array = self.arrays[name]
+        array = (array if expert is None else array[expert])[rows]
+        key = name, expert, rows.start or 0, len(array)
         if key not in self._constants:
             kind = _TYPES[array.dtype]
             # OpenVINO's binding does not know numpy's bfloat16: it is given the bits.

@@ -12,9 +12,10 @@ import numpy as np
 
 from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.safetensors_file import SafetensorsFile
+from shardyard.builder.targets.cpu_network import describe_network, length_problem, network_problem
 from shardyard.errors import CheckpointError
 from shardyard.runtime.engine_file import ArrayInfo, aligned_order, write_arrays
-from shardyard.runtime.names import EMBEDDING, HEAD, scale_name
+from shardyard.runtime.names import EMBEDDING, HEAD, POSITIONS, scale_name
 from shardyard.runtime.network import NetworkSpec, WeightType
 
 __all__ = ["rank_arrays", "read_config", "write_rank_engine"]
@@ -22,7 +23,10 @@ __all__ = ["rank_arrays", "read_config", "write_rank_engine"]
 INT8 = np.dtype(np.int8)
 #: Elements that are widened to float32 at a time when a weight is quantized: 1 MB stays in a core's cache.
 _BLOCK = 1 << 18
-_EMBEDDINGS = {(False, 0): "whole", (False, 1): "whole", (True, 0): "vocab", (True, 1): "hidden"}
+#: Small, and decisive: a token that is routed to another expert is answered by another network.
+_ALWAYS_FLOAT32 = (".mlp.router.weight", ".mlp.shared_expert_gate.weight")
+#: Rotary tables that TensorRT-LLM's own converter leaves in rank files; the engine makes its own.
+_BUFFERS = ("embed_positions", "embed_positions_for_gpt_attention", "rotary_inv_freq")
 
 
 @dataclass(frozen=True)
@@ -37,8 +41,8 @@ def rank_arrays(checkpoint: Path, rank: int, *, weights: WeightType) -> tuple[Ne
     """Return what rank ``rank`` computes with: arrays by TensorRT-LLM's names, in memory or mapped.
 
     float32, bfloat16 and float16: matrices are cast where the file has another type. int8: symmetric per output channel
-    with float32 scales ``….per_channel_scale`` [out, 1]; an embedding that is not also the head keeps its type. Norms
-    and biases are float32 always.
+    with float32 scales ``….per_channel_scale`` [out, 1]; an embedding that is not also the head keeps its type. Norms,
+    biases and what routes tokens to experts are float32 always.
 
     Raises:
         CheckpointError: the checkpoint's config.json or rank file is missing, broken or not supported.
@@ -73,11 +77,12 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read", why=str(error), fix="run shardyard convert") from None
-    if config.get("hidden_act") != "silu" or config.get("qk_layernorm"):
+    problem = network_problem(config)
+    if problem:
         raise CheckpointError(
             f"{path} describes a network that the CPU engine cannot run",
-            why=f"hidden_act={config.get('hidden_act')!r}, qk_layernorm={config.get('qk_layernorm')!r}",
-            fix="the engine runs decoders with hidden_act silu and without qk_layernorm",
+            why=problem,
+            fix="use a checkpoint without it; engine.target=tensorrt_llm may run it",
         )
     return config
 
@@ -89,34 +94,17 @@ def _open(checkpoint: Path, rank: int) -> tuple[dict[str, Any], SafetensorsFile]
 def _describe(
     config: Mapping[str, Any], rank: int, file: SafetensorsFile, weights: WeightType, max_positions: int | None = None
 ) -> NetworkSpec:
-    mapping, size = config["mapping"], config["head_size"]
-    tp, pp = mapping["tp_size"], mapping["pp_size"]
-    stage, tp_rank = divmod(rank, tp)
-    ends = ".input_layernorm.weight"
-    return NetworkSpec(
-        layers=sum(name.endswith(ends) for name in file.entries),
-        hidden=config["hidden_size"],
-        inner=config["intermediate_size"] // tp,
-        heads=config["num_attention_heads"] // tp,
-        kv_heads=max(config["num_key_value_heads"], tp) // tp,
-        head_size=size,
-        vocab=config["vocab_size"],
-        vocab_rows=-(-config["vocab_size"] // tp),
-        norm_epsilon=config["norm_epsilon"],
-        rope_theta=config["rotary_base"],
-        rope_scaling=config["rotary_scaling"],
-        max_positions=max_positions or config["max_position_embeddings"],
-        tp=tp,
-        tp_rank=tp_rank,
-        pp=pp,
-        stage=stage,
-        embedding=_EMBEDDINGS[config["use_parallel_embedding"], config["embedding_sharding_dim"]],  # type: ignore[arg-type]
-        qkv_bias="transformer.layers.0.attention.qkv.bias" in file.entries,
-        dense_bias="transformer.layers.0.attention.dense.bias" in file.entries,
-        mlp_bias="transformer.layers.0.mlp.fc.bias" in file.entries,
-        tied=bool(config.get("tie_word_embeddings")) and pp == 1 and _same_rows(file),
-        weights=weights,
-    )
+    shapes = {name: entry.shape for name, entry in file.entries.items()}
+    tied = bool(config.get("tie_word_embeddings")) and config["mapping"]["pp_size"] == 1 and _same_rows(file)
+    spec = describe_network(config, rank, shapes, tied=tied, weights=weights, max_positions=max_positions)
+    problem = length_problem(spec, shapes)
+    if problem:
+        raise CheckpointError(
+            f"{file.path} cannot serve sequences of {spec.max_positions} tokens",
+            why=problem,
+            fix="lower engine.max_seq_len",
+        )
+    return spec
 
 
 def _same_rows(file: SafetensorsFile) -> bool:
@@ -128,13 +116,13 @@ def _same_rows(file: SafetensorsFile) -> bool:
 def _plan(config: Mapping[str, Any], spec: NetworkSpec, file: SafetensorsFile) -> Iterator[_Made]:
     """Yield every array of the rank's engine."""
     for name, entry in file.entries.items():
-        if spec.tied and name == HEAD:
+        if name in _BUFFERS or (spec.tied and name == HEAD):
             continue
-        if len(entry.shape) == 1:
+        if len(entry.shape) == 1 or name.endswith(_ALWAYS_FLOAT32):
             yield _cast(file, name, np.dtype(np.float32))
         elif spec.weights != "int8":
             yield _cast(file, name, BY_NAME[spec.weights])
-        elif name == EMBEDDING and not config.get("tie_word_embeddings"):
+        elif name == POSITIONS or (name == EMBEDDING and not config.get("tie_word_embeddings")):
             yield _cast(file, name, entry.dtype)
         else:
             yield from _quantized(file, name)
@@ -145,10 +133,12 @@ def _cast(file: SafetensorsFile, name: str, dtype: np.dtype[Any]) -> _Made:
 
 
 def _quantized(file: SafetensorsFile, name: str) -> Iterator[_Made]:
-    rows, columns = file.entries[name].shape
-    weight = _Quantized(file.array(name))
-    yield _Made(ArrayInfo(name, INT8, (rows, columns)), weight.integers)
-    yield _Made(ArrayInfo(scale_name(name), np.dtype(np.float32), (rows, 1)), weight.scales)
+    shape = file.entries[name].shape
+    # Experts [experts, out, in] are quantized as one long matrix: scales belong to rows, whosever they are.
+    weight = _Quantized(file.array(name).reshape(-1, shape[-1]))
+    scales = (*shape[:-1], 1)
+    yield _Made(ArrayInfo(name, INT8, shape), lambda: weight.integers().reshape(shape))
+    yield _Made(ArrayInfo(scale_name(name), np.dtype(np.float32), scales), lambda: weight.scales().reshape(scales))
 
 
 class _Quantized:

@@ -19,30 +19,47 @@ from shardyard.errors import ArtifactError, ToolchainError
 from shardyard.runtime.engine_config import read_engine_config
 from shardyard.runtime.engine_file import open_engine, write_engine
 from shardyard.runtime.executor import Executor
-from shardyard.runtime.network import NetworkSpec
+from shardyard.runtime.network import (
+    AttentionSpec,
+    BlockSpec,
+    ExpertsSpec,
+    LayerSpec,
+    MlpSpec,
+    NetworkSpec,
+    RopeSpec,
+)
 
 TYPES = [np.float32, np.float16, ml_dtypes.bfloat16, np.int8]
 SPEC = NetworkSpec(
-    layers=2,
+    layers=(LayerSpec("mlp", 16), LayerSpec("experts")),
     hidden=8,
-    inner=16,
-    heads=2,
-    kv_heads=1,
-    head_size=4,
+    block=BlockSpec(after_mlp="post_feedforward_layernorm"),
+    norm="rms",
+    norm_epsilon=1e-5,
+    attention=AttentionSpec(
+        heads=2,
+        kv_heads=1,
+        head_size=4,
+        scale=0.5,
+        softcap=50.0,
+        norm=True,
+        qkv_bias=True,
+        dense_bias=False,
+        rope=RopeSpec(4, 1e4, {"rope_type": "linear", "factor": 2.0}, 64),
+    ),
+    mlp=MlpSpec("gated", 16, "silu", False),
+    experts=ExpertsSpec(8, 4, 4, 2, True, 16, 0, "silu"),
+    embedding_scale=1.0,
+    learned_offset=None,
+    logit_softcap=30.0,
     vocab=10,
     vocab_rows=5,
-    norm_epsilon=1e-5,
-    rope_theta=1e4,
-    rope_scaling={"rope_type": "linear", "factor": 2.0},
     max_positions=64,
     tp=2,
     tp_rank=1,
     pp=3,
     stage=2,
     embedding="vocab",
-    qkv_bias=True,
-    dense_bias=False,
-    mlp_bias=False,
     tied=False,
     weights="int8",
 )

@@ -88,7 +88,7 @@ def test_variants_match_the_reference(
     expected = reference(folder).logits(prompt)
     assert np.abs(model.logits(prompt) - expected).max() < 3e-5
     assert model.spec.tied == ("tie_word_embeddings=true" in changes)
-    assert model.spec.dense_bias == ("attention_bias=true" in changes)
+    assert model.spec.attention.dense_bias == ("attention_bias=true" in changes)
 
 
 def test_mlp_bias_matches_the_reference(
@@ -105,7 +105,7 @@ def test_mlp_bias_matches_the_reference(
     save_file(weights, tmp_path / "model.safetensors")
     prompt = tokens(20)
     model = load(tmp_path)
-    assert model.spec.mlp_bias
+    assert model.spec.mlp.bias
     assert np.abs(model.logits(prompt) - reference(tmp_path).logits(prompt)).max() < 3e-5
 
 
