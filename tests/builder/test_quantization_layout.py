@@ -13,7 +13,7 @@ from shardyard.builder.quantization.tensorrt_layout import from_tensorrt, to_ten
 
 #: The tables of the description, written out: which row of a block goes to each place, and the order within 32 bits.
 ROWS = {
-    4: list(map(int, "0 1 8 9 16 17 24 25 2 3 10 11 18 19 26 27 4 5 12 13 20 21 28 29 6 7 14 15 22 23 30 31".split())),
+    4: [8 * group + 2 * pair + each for pair in range(4) for group in range(4) for each in (0, 1)],
     8: [0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15],
 }
 WORDS = {4: [0, 2, 4, 6, 1, 3, 5, 7], 8: [0, 2, 1, 3]}
