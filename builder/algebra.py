@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.builder.cutting import Placed, place_rules, resolve_cut
 from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.families.rules import Cut, Part
 from shardyard.builder.hf_config import HfConfig
+from shardyard.builder.placing import Placed, logical_shape, place_rules, resolve_cut, share_of, source_shape
 from shardyard.builder.safetensors_file import SafetensorsFile
 from shardyard.builder.source import SourceCheckpoint, read_json
 from shardyard.builder.unified_config import unified_config
@@ -44,12 +44,17 @@ class ByteReport:
 
 @dataclass(frozen=True)
 class _Share:
-    """A rank's share of one source tensor: its rows in order (_PADDING: a row of zeros) and columns (None: all)."""
+    """A rank's share of one source tensor: its rows in order (_PADDING: a row of zeros) and columns (None: all).
+
+    ``transposed``: rows and columns are those of the tensor's transpose. ``added`` is added in float32.
+    """
 
     name: str
     rows: Array
     columns: slice | None
     width: int | None
+    transposed: bool
+    added: float
 
 
 def compare_bytes(
@@ -68,24 +73,31 @@ def compare_bytes(
     _compare_config(written, unified_config(source.config, parallel, dtype, quantization), report)
     files = _open_files(checkpoint, parallel.tp * parallel.pp, report)
     seen: list[set[str]] = [set() for _ in files]
-    reached = {name: np.zeros(entry.shape[0], bool) for name, entry in source.entries.items()}
+    reached = {name: np.zeros(max(entry.shape), bool) for name, entry in source.entries.items()}
     total = sum(entry.nbytes for file in files if file for entry in file.entries.values())
     with console.progress("compare bytes", total, "B") as advance:
         for placed in place_rules(source.config, parallel.pp):
             for rank in range(parallel.tp):
                 number = placed.stage * parallel.tp + rank
-                shares = [_share(placed, part, rank, source.config, parallel) for part in placed.parts]
+                shares = _shares(placed, rank, source.config, parallel)
                 seen[number].add(placed.target)
                 for share in shares:
                     reached[share.name][share.rows[share.rows != _PADDING]] = True
                 file = files[number]
                 if file:
-                    _compare_tensor(source, file, placed.target, shares, BY_NAME[dtype], report, advance)
+                    target_type = BY_NAME[placed.rule.dtype or dtype]
+                    experts = share_of(placed, rank, parallel).experts
+                    _compare_tensor(source, file, placed.target, shares, experts, target_type, report, advance)
     for file, names in zip(files, seen, strict=True):
         surplus = sorted(set(file.entries) - names) if file else []
         report.faults += [f"{file.path.name}: {name} is surplus" for name in surplus if file]
-    used = {part.name for placed in place_rules(source.config, parallel.pp) for part in placed.parts}
-    report.faults += [f"rows of {name} reach no rank" for name in sorted(used) if not reached[name].all()]
+    lost = {
+        part.name
+        for placed in place_rules(source.config, 1)
+        for part in placed.parts
+        if not reached[part.name][_source_rows(part, source.config)].all()
+    }
+    report.faults += [f"rows of {name} reach no rank" for name in sorted(lost)]
     return report
 
 
@@ -110,15 +122,31 @@ def _open_files(checkpoint: Path, count: int, report: ByteReport) -> list[Safete
     return files
 
 
-def _share(placed: Placed, part: Part, rank: int, config: HfConfig, parallel: ParallelSpec) -> _Share:
-    cut, tp, sizes = resolve_cut(placed.rule.cut, parallel), parallel.tp, config.sizes
-    rows = _ROWS[cut](np.arange(sizes[part.rows]), part, tp, config)[rank]
-    if part.columns is None:
-        return _Share(part.name, rows, None, None)
-    columns = np.arange(sizes[part.columns])
-    if cut is Cut.COLUMNS:
-        columns = np.split(columns, tp)[rank]
-    return _Share(part.name, rows, slice(int(columns[0]), int(columns[-1]) + 1), len(columns))
+def _shares(placed: Placed, rank: int, config: HfConfig, parallel: ParallelSpec) -> list[_Share]:
+    """Choose what a rank holds of a placed tensor, part by part."""
+    cut, held = resolve_cut(placed.rule.cut, parallel), share_of(placed, rank, parallel)
+    shares = []
+    for part in held.parts:
+        rows = _ROWS[cut](_source_rows(part, config), part, held.count, config)[held.index]
+        _, *width = logical_shape(part, config)
+        columns = np.arange(*width) if width else None
+        if columns is not None and cut is Cut.COLUMNS:
+            columns = np.split(columns, held.count)[held.index]
+        kept = None if columns is None else slice(int(columns[0]), int(columns[-1]) + 1)
+        length = None if columns is None else len(columns)
+        shares.append(_Share(part.name, rows, kept, length, part.transposed, placed.rule.added))
+    return shares
+
+
+def _source_rows(part: Part, config: HfConfig) -> Array:
+    """Return where each of a part's rows lies in its source tensor; of a transposed one, in which column."""
+    if part.fused is None:
+        return np.arange(config.sizes[part.rows])
+    shape, groups = source_shape(part, config), config.sizes[part.fused.groups]
+    each = [config.sizes[name] // groups for name in part.fused.sizes]
+    table = np.arange(shape[-1 if part.transposed else 0]).reshape(groups, -1)
+    rows: Array = np.split(table, np.cumsum(each)[:-1], axis=1)[part.fused.at].reshape(-1)
+    return rows
 
 
 def _whole(rows: Array, part: Part, tp: int, config: HfConfig) -> list[Array]:
@@ -144,6 +172,7 @@ def _compare_tensor(
     file: SafetensorsFile,
     target: str,
     shares: list[_Share],
+    experts: int | None,
     dtype: np.dtype[Any],
     report: ByteReport,
     advance: Advance,
@@ -154,13 +183,16 @@ def _compare_tensor(
         report.faults.append(f"{where} is missing")
         return
     width = shares[0].width
-    shape = (sum(len(share.rows) for share in shares), *([] if width is None else [width]))
+    rows = sum(len(share.rows) for share in shares)
+    shape = (rows, *([] if width is None else [width]))
+    shape = shape if experts is None else (experts, rows // experts, *shape[1:])
     if entry.shape != shape or entry.dtype != dtype:
         report.faults.append(f"{where} is {entry.code} {list(entry.shape)}; it must be {dtype} {list(shape)}")
         return
     report.tensors += 1
     report.rank_bytes += entry.nbytes
     got, first = file.array(target), 0
+    got = got if experts is None else got.reshape(rows, -1)
     for share in shares:
         row = _first_difference(source, share, got[first : first + len(share.rows)], dtype)
         if row is not None:
@@ -171,10 +203,11 @@ def _compare_tensor(
 
 def _first_difference(source: SourceCheckpoint, share: _Share, got: Array, dtype: np.dtype[Any]) -> int | None:
     """Return the first row of ``got`` whose bytes are not the source's; None when all are equal."""
-    tensor = source.array(share.name)
+    tensor = source.array(share.name).T if share.transposed else source.array(share.name)
     for first, rows in _blocks(share.rows, max(1, got.nbytes // len(got))):
         chosen = _choose(tensor, rows)
-        wanted = cast(chosen if share.columns is None else chosen[:, share.columns], dtype)
+        chosen = chosen if share.columns is None else chosen[:, share.columns]
+        wanted = cast(chosen.astype(np.float32) + np.float32(share.added) if share.added else chosen, dtype)
         found = got[first : first + len(rows)]
         if not np.array_equal(_bits(wanted), _bits(found)):
             return first + int((_bits(wanted) != _bits(found)).any(axis=1).argmax())

@@ -7,7 +7,6 @@ and one cut of it are in memory at any time, whatever the size of the model and 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shardyard.artifacts import Draft, FileStamp, read_manifest
-from shardyard.builder.cutting import CuttingPlan, Piece, make_cutting_plan
+from shardyard.builder.cutting import CuttingPlan, Piece, count_bytes, make_cutting_plan
 from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.safetensors_writer import SafetensorsWriter
 from shardyard.builder.source import SourceCheckpoint, open_source
@@ -94,28 +93,51 @@ def stamp_source(source: SourceCheckpoint, out: Path, console: Console) -> dict[
 
 def write_rank_files(source: SourceCheckpoint, plan: CuttingPlan, out: Path, console: Console) -> None:
     """Carry out a cutting plan: read each tensor of the source once, in the order of its files."""
-    dtype = BY_NAME[plan.dtype]
     entries = [entry for entry in source.entries.values() if entry.name in plan.pieces]
+    dtypes = {name: BY_NAME[dtype] for name, dtype in plan.dtypes.items()}
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(SafetensorsWriter(out / rank_file(file), shapes, dtype))
+            stack.enter_context(SafetensorsWriter(out / rank_file(file), shapes, BY_NAME[plan.dtype], dtypes))
             for file, shapes in enumerate(plan.files)
         ]
         advance: Advance = stack.enter_context(console.progress(STAGE, sum(entry.nbytes for entry in entries), "B"))
         for entry in sorted(entries, key=lambda entry: (entry.path, entry.start)):
-            for first, block in entry.blocks(BLOCK_BYTES):
-                _write_block(_cast_checked(block, dtype, entry.name), first, plan.pieces[entry.name], writers)
+            pieces = plan.pieces[entry.name]
+            # A transposed tensor is cut whole: a block of its rows would be a narrow strip of every target row.
+            limit = entry.nbytes if any(piece.transposed for piece in pieces) else BLOCK_BYTES
+            for first, block in entry.blocks(limit):
+                _write_block(_CastBlock(block, entry.name), first, pieces, plan, writers)
                 advance(block.nbytes, entry.name)
 
 
-def _write_block(block: Array, first: int, pieces: list[Piece], writers: list[SafetensorsWriter]) -> None:
+def _write_block(
+    block: _CastBlock, first: int, pieces: list[Piece], plan: CuttingPlan, writers: list[SafetensorsWriter]
+) -> None:
     """Write the parts of rows ``first …`` that the pieces name."""
     for piece in pieces:
-        start, stop = max(piece.start, first), min(piece.stop, first + len(block))
+        start, stop = max(piece.start, first), min(piece.stop, first + block.rows)
         if start < stop:
-            rows = block[start - first : stop - first]
+            rows = block.cast(plan.dtype_of(piece.target), piece.added)[start - first : stop - first]
             cut = rows if piece.columns is None else rows[:, piece.columns]
-            writers[piece.file].write(piece.target, piece.row + start - piece.start, cut)
+            if piece.transposed:
+                writers[piece.file].write(piece.target, piece.row, cut.T)
+            else:
+                writers[piece.file].write(piece.target, piece.row + start - piece.start, cut)
+
+
+class _CastBlock:
+    """A block of a source tensor, cast once to each type that it is written in."""
+
+    def __init__(self, block: Array, name: str) -> None:
+        self.rows, self._block, self._name = len(block), block, name
+        self._cast: dict[tuple[str, float], Array] = {}
+
+    def cast(self, dtype: str, added: float) -> Array:
+        """Return the block with ``added`` to every element, in float32, as type ``dtype``."""
+        if (dtype, added) not in self._cast:
+            block = self._block.astype(np.float32) + np.float32(added) if added else self._block
+            self._cast[dtype, added] = _cast_checked(block, BY_NAME[dtype], self._name)
+        return self._cast[dtype, added]
 
 
 def _cast_checked(block: Array, dtype: np.dtype[Any], name: str) -> Array:
@@ -137,8 +159,7 @@ def _write_config(source: SourceCheckpoint, plan: CuttingPlan, out: Path, parall
 
 def _check_space(plan: CuttingPlan, out: Path) -> None:
     """Refuse before anything is written when the rank files cannot fit on the disk."""
-    size = BY_NAME[plan.dtype].itemsize
-    needed = sum(size * math.prod(shape) for shapes in plan.files for shape in shapes.values())
+    needed = sum(sum(count_bytes(shapes, plan.dtype, plan.dtypes).values()) for shapes in plan.files)
     folder = next(parent for parent in out.absolute().parents if parent.exists())
     free = shutil.disk_usage(folder).free
     if needed > free:

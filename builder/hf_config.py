@@ -3,24 +3,48 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from shardyard.builder.config_keys import ConfigKeys
+from shardyard.builder.config_refusals import refuse
 from shardyard.builder.dtypes import BY_NAME
 from shardyard.builder.families import FAMILIES
 from shardyard.builder.families.rules import Family
+from shardyard.builder.layer_kinds import LayerKinds, parse_moe_layers, parse_sliding_layers
 from shardyard.builder.rope import Rope, parse_rope
 from shardyard.errors import CheckpointError
 
 __all__ = ["HfConfig", "parse_config"]
 
+#: Hugging Face's names of activations, and the function that they mean: all of the gelu_tanh ones are the same
+#: approximation, written in another way.
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+_NORMS = {"rms": "rms", "layer": "layer", "rms_plus_one": "rms_plus_one"}
+_POSITIONS = {"rope": "rope", "learned": "learned", "alibi": "alibi"}
+
 
 @dataclass(frozen=True)
 class HfConfig:
-    """What a decoder's weights and maths depend on. Sizes are in elements; ``dtype`` None: the file names none."""
+    """What a decoder's weights and maths depend on. Sizes are in elements; ``dtype`` None: the file names none.
+
+    ``norm``: rms, layer (with a bias) or rms_plus_one (the weights are stored less 1). ``hidden_act``: silu, relu, gelu
+    or gelu_tanh; ``activation`` is its name in config.json; ``gated``: it multiplies a second branch. ``position``:
+    rope, learned or alibi; ``rope`` is None where it is not rope; a learned table begins with ``position_offset`` rows
+    that no position uses. ``parallel_residual``: attention and MLP read the same input, through ``parallel_norms`` (1
+    or 2) norms. ``post_norms``: what attention and MLP write is normalised too. Scores are scaled by
+    ``attention_scale``, embeddings by ``embedding_scale``; a softcap c makes x into c · tanh(x / c).
+    """
 
     family: Family
     hidden_size: int
@@ -31,98 +55,88 @@ class HfConfig:
     head_dim: int
     vocab_size: int
     max_position_embeddings: int
-    rms_norm_eps: float
+    norm: str
+    norm_epsilon: float
     hidden_act: str
-    rope: Rope
+    activation: str
+    gated: bool
+    position: str
+    position_offset: int
+    rope: Rope | None
     qkv_bias: bool
     dense_bias: bool
     mlp_bias: bool
+    head_bias: bool
     tied: bool
+    parallel_residual: bool
+    parallel_norms: int
+    qk_norm: bool
+    post_norms: bool
+    embedding_scale: float
+    attention_scale: float
+    attn_softcap: float | None
+    final_softcap: float | None
+    sliding_window: int | None
+    sliding: LayerKinds
+    num_experts: int
+    experts_per_token: int
+    moe_intermediate_size: int
+    shared_expert_intermediate_size: int
+    norm_topk_prob: bool
+    moe: LayerKinds
     dtype: str | None
     end_ids: tuple[int, ...]
 
     @property
+    def rms_norm_eps(self) -> float:
+        """What every kind of norm adds under its root."""
+        return self.norm_epsilon
+
+    @property
+    def moe_layers(self) -> tuple[bool, ...]:
+        """Whether each layer has experts."""
+        return self.moe.all(self.num_hidden_layers)
+
+    @property
+    def sliding_layers(self) -> tuple[bool, ...]:
+        """Whether each layer sees the last ``sliding_window`` tokens only."""
+        return self.sliding.all(self.num_hidden_layers)
+
+    @property
     def flags(self) -> dict[str, bool]:
-        """What the ``when`` of a family's rules may name."""
-        names = ("qkv_bias", "dense_bias", "mlp_bias", "tied")
-        return {"always": True, "untied": not self.tied} | {name: getattr(self, name) for name in names}
+        """What the ``when`` of a family's rules may name, besides ``layer_flags``."""
+        names = ("qkv_bias", "dense_bias", "mlp_bias", "head_bias", "tied", "qk_norm", "post_norms")
+        return {
+            "always": True,
+            "untied": not self.tied,
+            "sequential": not self.parallel_residual,
+            "one_norm": self.parallel_norms == 1,
+            "two_norms": self.parallel_norms == 2,
+        } | {name: getattr(self, name) for name in names}
+
+    def layer_flags(self, layer: int) -> dict[str, bool]:
+        """Return what the ``when`` of a layer's rules may name about this layer."""
+        moe = self.moe.holds(layer)
+        return {"moe": moe, "dense": not moe, "shared": moe and self.shared_expert_intermediate_size > 0}
 
     @property
     def sizes(self) -> dict[str, int]:
         """What the shapes of a family's rules may name, in elements."""
         return {
+            "one": 1,
             "vocab": self.vocab_size,
             "hidden": self.hidden_size,
             "inner": self.intermediate_size,
+            "head": self.head_dim,
             "q": self.num_attention_heads * self.head_dim,
             "kv": self.num_key_value_heads * self.head_dim,
+            "kv_heads": self.num_key_value_heads,
+            "experts": self.num_experts,
+            "expert_inner": self.moe_intermediate_size,
+            "shared_inner": self.shared_expert_intermediate_size,
+            "positions": self.max_position_embeddings,
+            "position_offset": self.position_offset,
         }
-
-
-#: Keys that change the maths, the values with which they do not, and what they ask for otherwise. A key that is
-#: absent or null is always fine.
-_REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
-    ("hidden_act", ("silu", "swish"), "another activation"),
-    ("use_sliding_window", (False,), "sliding-window attention"),
-    ("quantization_config", (), "weights that are quantized already"),
-    ("partial_rotary_factor", (1, 1.0), "rotation of a part of each head"),
-    ("rope_interleaved", (False,), "interleaved rotation"),
-    ("attn_logit_softcapping", (), "soft-capped attention"),
-    ("final_logit_softcapping", (), "soft-capped logits"),
-    ("clip_qkv", (), "clipped queries, keys and values"),
-    ("qk_layernorm", (False,), "normalised queries and keys"),
-    ("use_qk_norm", (False,), "normalised queries and keys"),
-    ("use_logn_attn", (False,), "log-n scaled attention"),
-    ("use_mrope", (False,), "multimodal rotation"),
-    ("attention_multiplier", (), "scaled attention"),
-    ("embedding_multiplier", (1, 1.0), "scaled embeddings"),
-    ("residual_multiplier", (1, 1.0), "scaled residuals"),
-    ("logits_scaling", (1, 1.0), "scaled logits"),
-    ("num_local_experts", (0,), "experts"),
-    ("num_experts", (0,), "experts"),
-    ("no_rope_layers", ([],), "layers without rotation"),
-)
-
-
-class _Keys:
-    """Typed access to config.json; a wrong type is an error that names file, key and value."""
-
-    def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
-        self.raw, self.path = raw, path
-
-    def size(self, key: str, default: int | None = None) -> int:
-        value = self._get(key, default)
-        if type(value) is not int or value < 1:
-            self._wrong(key, value, "a whole number above 0")
-        return int(value)
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            self._wrong(key, value, "a number above 0")
-        return float(value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            self._wrong(key, value, "true or false")
-        return bool(value)
-
-    def _get(self, key: str, default: object) -> Any:
-        value = self.raw.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise CheckpointError(
-                f"{self.path} has no {key}", why="the model's shape depends on it", fix="download the file again"
-            )
-        return value
-
-    def _wrong(self, key: str, value: object, wanted: str) -> NoReturn:
-        raise CheckpointError(
-            f"{self.path}: {key}={value!r} is not {wanted}",
-            why="the model's shape and maths depend on it",
-            fix="download the file again",
-        )
 
 
 def parse_config(raw: Mapping[str, Any], path: Path) -> HfConfig:
@@ -132,11 +146,11 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> HfConfig:
         CheckpointError: an unknown architecture, a missing or wrong value, or a key that is not supported.
     """
     family = _family(raw, path)
-    raw = {**family.defaults, **{key: value for key, value in raw.items() if value is not None}}
-    _refuse(raw, path)
-    keys = _Keys(raw, path)
+    refuse(raw, family, path)
+    keys = ConfigKeys(raw, path, family)
     heads, hidden = keys.size("num_attention_heads"), keys.size("hidden_size")
-    bias = keys.flag("attention_bias", False)
+    head_dim, positions = _head_dim(keys, hidden, heads), keys.size("max_position_embeddings")
+    position, experts = keys.choice("position", _POSITIONS, "rope"), keys.count("num_experts")
     return HfConfig(
         family=family,
         hidden_size=hidden,
@@ -144,16 +158,38 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> HfConfig:
         num_hidden_layers=keys.size("num_hidden_layers"),
         num_attention_heads=heads,
         num_key_value_heads=_kv_heads(keys, heads),
-        head_dim=_head_dim(keys, hidden, heads),
+        head_dim=head_dim,
         vocab_size=keys.size("vocab_size"),
-        max_position_embeddings=keys.size("max_position_embeddings"),
-        rms_norm_eps=keys.number("rms_norm_eps"),
-        hidden_act="silu",
-        rope=parse_rope(raw, path),
-        qkv_bias=bias if family.qkv_bias is None else family.qkv_bias,
-        dense_bias=bias if family.dense_bias is None else family.dense_bias,
+        max_position_embeddings=positions,
+        norm=keys.choice("norm", _NORMS, "rms"),
+        norm_epsilon=keys.number("norm_epsilon"),
+        hidden_act=keys.choice("hidden_act", _ACTIVATIONS, None),
+        activation=str(keys.get("hidden_act")),
+        gated=keys.flag("gated", True),
+        position=position,
+        position_offset=keys.count("position_offset"),
+        rope=parse_rope(keys, head_dim, positions) if position == "rope" else None,
+        qkv_bias=keys.flag("qkv_bias", False),
+        dense_bias=keys.flag("dense_bias", False),
         mlp_bias=keys.flag("mlp_bias", False),
-        tied=keys.flag("tie_word_embeddings", False),
+        head_bias=keys.flag("head_bias", False),
+        tied=keys.flag("tied", False),
+        parallel_residual=keys.flag("parallel_residual", False),
+        parallel_norms=keys.size("parallel_norms", 1),
+        qk_norm=keys.flag("qk_norm", False),
+        post_norms=keys.flag("post_norms", False),
+        embedding_scale=keys.number("embedding_scale", 1.0),
+        attention_scale=keys.number("attention_scale", head_dim**-0.5),
+        attn_softcap=keys.maybe_number("attn_softcap"),
+        final_softcap=keys.maybe_number("final_softcap"),
+        sliding_window=_window(keys),
+        sliding=parse_sliding_layers(keys),
+        num_experts=experts,
+        experts_per_token=_experts_per_token(keys, experts),
+        moe_intermediate_size=keys.size("moe_intermediate_size") if experts else 0,
+        shared_expert_intermediate_size=keys.count("shared_expert_intermediate_size"),
+        norm_topk_prob=keys.flag("norm_topk_prob", False),
+        moe=parse_moe_layers(keys, experts),
         dtype=_dtype(raw, path),
         end_ids=_end_ids(raw, path),
     )
@@ -172,36 +208,23 @@ def _family(raw: Mapping[str, Any], path: Path) -> Family:
     )
 
 
-def _refuse(raw: Mapping[str, Any], path: Path) -> None:
-    wanted = [(key, raw[key], what) for key, fine, what in _REFUSED if key in raw and raw[key] not in fine]
-    if raw.get("sliding_window") is not None and "use_sliding_window" not in raw:
-        wanted.append(("sliding_window", raw["sliding_window"], "sliding-window attention"))
-    kinds = raw.get("layer_types", [])
-    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-        wanted.append(("layer_types", kinds, "layers other than full attention"))
-    for key, value, what in wanted:
-        raise CheckpointError(
-            f"{path}: {key}={value!r} is not supported",
-            why=f"it asks for {what}, which the engines would silently leave out",
-            fix="use a checkpoint without it; if the weights were trained without it, remove the key",
-        )
-
-
-def _kv_heads(keys: _Keys, heads: int) -> int:
+def _kv_heads(keys: ConfigKeys, heads: int) -> int:
     kv_heads = keys.size("num_key_value_heads", heads)
     if heads % kv_heads:
         raise CheckpointError(
-            f"{keys.path}: num_key_value_heads={kv_heads} does not divide num_attention_heads={heads}",
+            f"{keys.path}: {keys.name('num_key_value_heads')}={kv_heads} does not divide "
+            f"{keys.name('num_attention_heads')}={heads}",
             why="each key/value head serves the same number of query heads",
             fix="download the file again",
         )
     return kv_heads
 
 
-def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
-    if "head_dim" not in keys.raw and hidden % heads:
+def _head_dim(keys: ConfigKeys, hidden: int, heads: int) -> int:
+    if keys.get("head_dim") is None and hidden % heads:
         raise CheckpointError(
-            f"{keys.path}: num_attention_heads={heads} does not divide hidden_size={hidden}",
+            f"{keys.path}: {keys.name('num_attention_heads')}={heads} does not divide "
+            f"{keys.name('hidden_size')}={hidden}",
             why="the file gives no head_dim, so each head has hidden_size / num_attention_heads elements",
             fix="download the file again",
         )
@@ -213,6 +236,20 @@ def _head_dim(keys: _Keys, hidden: int, heads: int) -> int:
             fix="download the file again",
         )
     return head_dim
+
+
+def _window(keys: ConfigKeys) -> int | None:
+    return None if keys.get("sliding_window") is None else keys.size("sliding_window")
+
+
+def _experts_per_token(keys: ConfigKeys, experts: int) -> int:
+    chosen = keys.size("experts_per_token") if experts else 0
+    if chosen > experts:
+        raise CheckpointError(
+            f"{keys.path}: {keys.name('experts_per_token')}={chosen} is more than the {experts} experts",
+            fix="download the file again",
+        )
+    return chosen
 
 
 def _dtype(raw: Mapping[str, Any], path: Path) -> str | None:

@@ -140,7 +140,7 @@ def cache_tokens(engine: EngineSpec) -> int:
 
 def _rank(rank: int, config: HfConfig, pipeline: Pipeline, cutting: CuttingPlan, kv_dtype: str) -> RankPlan:
     index = rank_index(rank, pipeline.parallel)
-    sizes = count_bytes(cutting.files[index.file], cutting.dtype)
+    sizes = count_bytes(cutting.files[index.file], cutting.dtype, cutting.dtypes)
     largest = max(sizes, key=lambda name: sizes[name])
     layers = stage_layers(config.num_hidden_layers, pipeline.parallel.pp)[index.pp]
     heads = kv_heads_per_rank(config, pipeline.parallel.tp)

@@ -32,7 +32,7 @@ class Reference:
     def __init__(self, source: SourceCheckpoint, dtype: str | None = None) -> None:
         self.source, self.config = source, source.config
         self._dtype = BY_NAME[dtype] if dtype else None
-        self._frequencies = frequencies(self.config.rope, self.config.head_dim)
+        self._frequencies = frequencies(self.config.rope) if self.config.rope else np.zeros(0, np.float32)
 
     def logits(
         self, sequences: Sequence[Sequence[int]], *, last_only: bool = False, on_layer: OnLayer | None = None

@@ -1,7 +1,8 @@
 """Rotary position embedding: what config.json says about it, and the frequencies that follow.
 
 Sources: Su et al. 2021 (arXiv:2104.09864) for the rotation; Chen et al. 2023 (arXiv:2306.15595) for ``linear``;
-Meta's Llama 3.1 reference code, as described in its model card, for ``llama3``.
+Meta's Llama 3.1 reference code, as described in its model card, for ``llama3``; Peng et al. 2023 (arXiv:2309.00071) for
+``yarn``.
 """
 
 from __future__ import annotations
@@ -9,80 +10,131 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from shardyard.builder.config_keys import ConfigKeys
 from shardyard.builder.dtypes import Array
 from shardyard.errors import CheckpointError
 
-__all__ = ["Rope", "frequencies", "parse_rope"]
+__all__ = ["Rope", "amplitude", "frequencies", "parse_rope"]
 
 #: The numbers that each kind of scaling needs.
 _KINDS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
+    "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor",),
 }
+#: Numbers that a kind may have. Every other key of the mapping is refused: it could change the angles.
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "yarn": ("original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+    "dynamic": ("original_max_position_embeddings",),
+    "linear": ("original_max_position_embeddings",),
+}
+_NAMES = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
 @dataclass(frozen=True)
 class Rope:
-    """``scaling`` is config.json's own mapping; None when positions are not scaled."""
+    """``scaling`` is config.json's own mapping; None when positions are not scaled.
+
+    The first ``rotary_dim`` elements of each head turn; ``trained`` is the number of positions of the training.
+    """
 
     theta: float
     kind: str
     scaling: Mapping[str, Any] | None
+    rotary_dim: int
+    trained: int
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, default: float | None = None) -> float:
         """Return one of the scaling's numbers."""
-        return float((self.scaling or {})[key])
+        value = (self.scaling or {}).get(key)
+        return float(default if value is None and default is not None else value)  # type: ignore[arg-type]
 
 
-def parse_rope(raw: Mapping[str, Any], path: Path) -> Rope:
+def parse_rope(keys: ConfigKeys, head_dim: int, positions: int) -> Rope:
     """Read ``rope_theta`` and ``rope_scaling``, or ``rope_parameters``, in which transformers 5 holds both.
 
     Raises:
         CheckpointError: a kind of scaling that is not supported, or one of its numbers is missing or wrong.
     """
-    key = "rope_parameters" if isinstance(raw.get("rope_parameters"), dict) else "rope_scaling"
-    given = raw.get(key) or {}
+    key = "rope_parameters" if isinstance(keys.raw.get("rope_parameters"), dict) else "rope_scaling"
+    given = keys.raw.get(key) or {}
     if not isinstance(given, dict):
-        raise CheckpointError(f"{path}: {key}={given!r} is not an object", fix="download the file again")
-    scaling = dict(given)
-    theta = scaling.pop("rope_theta", None) if key == "rope_parameters" else None
-    theta = raw.get("rope_theta", 10000.0) if theta is None else theta
+        raise CheckpointError(f"{keys.path}: {key}={given!r} is not an object", fix="download the file again")
+    scaling = {name: value for name, value in given.items() if value is not None}
+    own = {name: scaling.pop(name, None) for name in ("rope_theta", "partial_rotary_factor")}
+    theta = keys.get("rope_theta", 10000.0) if own["rope_theta"] is None else own["rope_theta"]
+    share = keys.get("rotary_share", 1.0) if own["partial_rotary_factor"] is None else own["partial_rotary_factor"]
     kind = str(scaling.get("rope_type", scaling.get("type", "default")))
-    if kind not in _KINDS or scaling.get("mrope_section"):
-        raise CheckpointError(
-            f"{path}: {key} of type {kind!r} is not supported",
-            why=f"supported: {', '.join(_KINDS)}",
-            fix="use a checkpoint with one of these; short prompts do not need scaling, so the key may be removed",
-        )
-    factor = scaling.get("partial_rotary_factor", 1.0)
-    numbers = {"rope_theta": theta} | {f"{key}.{name}": scaling.get(name) for name in _KINDS[kind]}
+    _check_kind(kind, scaling, key, keys)
+    numbers = {keys.name("rope_theta"): theta, keys.name("rotary_share"): share}
+    numbers |= {f"{key}.{name}": scaling.get(name) for name in _KINDS[kind]}
+    numbers |= {f"{key}.{name}": scaling[name] for name in _OPTIONAL.get(kind, ()) if name in scaling}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise CheckpointError(
-                f"{path}: {name}={value!r} is not a number above 0",
+                f"{keys.path}: {name}={value!r} is not a number above 0",
                 why=f"rotation of type {kind!r} needs it",
                 fix="download the file again",
             )
-    if factor != 1:
+    dim = _rotary_dim(float(share), head_dim, keys)
+    return Rope(float(theta), kind, scaling if kind != "default" else None, dim, positions)
+
+
+def _check_kind(kind: str, scaling: Mapping[str, Any], key: str, keys: ConfigKeys) -> None:
+    if kind not in _KINDS or scaling.get("mrope_section"):
         raise CheckpointError(
-            f"{path}: {key}.partial_rotary_factor={factor!r} is not supported",
+            f"{keys.path}: {key} of type {kind!r} is not supported",
+            why=f"supported: {', '.join(_KINDS)}",
+            fix="use a checkpoint with one of these; short prompts do not need scaling, so the key may be removed",
+        )
+    known = {*_NAMES, *_KINDS[kind], *_OPTIONAL.get(kind, ())}
+    for name in sorted(scaling.keys() - known) if kind != "default" else ():
+        raise CheckpointError(
+            f"{keys.path}: {key}.{name}={scaling[name]!r} is not supported",
+            why=f"rotation of type {kind!r} is known to have {', '.join(sorted(known - {*_NAMES}))}",
+            fix="use a checkpoint without it",
+        )
+
+
+def _rotary_dim(share: float, head_dim: int, keys: ConfigKeys) -> int:
+    """Return how many elements of a head turn, as transformers rounds it."""
+    if share != 1 and "rotary_share" not in keys.family.reads:
+        raise CheckpointError(
+            f"{keys.path}: partial_rotary_factor={share!r} is not supported",
             why="it asks for rotation of a part of each head",
             fix="use a checkpoint without it",
         )
-    return Rope(float(theta), kind, scaling if kind != "default" else None)
+    dim = int(head_dim * share)
+    if not 0 < dim <= head_dim or dim % 2:
+        raise CheckpointError(
+            f"{keys.path}: {keys.name('rotary_share')}={share!r} turns {dim} of the {head_dim} elements of a head",
+            why="rotary embeddings turn pairs of elements",
+            fix="download the file again",
+        )
+    return dim
 
 
-def frequencies(rope: Rope, head_dim: int) -> Array:
-    """Return the angle per position of each pair of elements, float32 [head_dim / 2], in radians."""
-    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+def frequencies(rope: Rope) -> Array:
+    """Return the angle per position of each pair of elements, float32 [rotary_dim / 2], in radians.
+
+    Of type ``dynamic`` these hold for up to ``trained`` positions; beyond, they depend on the length.
+    """
+    exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float32) / np.float32(rope.rotary_dim)
     plain = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
     return _SCALED[rope.kind](rope, plain).astype(np.float32)
+
+
+def amplitude(rope: Rope) -> float:
+    """Return what sine and cosine are multiplied by: 1 but for ``yarn``, which sharpens attention over long texts."""
+    if rope.kind != "yarn":
+        return 1.0
+    return rope.number("attention_factor", max(1.0, 0.1 * math.log(rope.number("factor")) + 1.0))
 
 
 def _linear(rope: Rope, plain: Array) -> Array:
@@ -98,8 +150,26 @@ def _llama3(rope: Rope, plain: Array) -> Array:
     return blended
 
 
+def _yarn(rope: Rope, plain: Array) -> Array:
+    """As llama3, with a ramp over the pairs between ``beta_fast`` and ``beta_slow`` turns in the original length."""
+    original = rope.number("original_max_position_embeddings", rope.trained)
+    low, high = (_pair(rope, rope.number(*beta), original) for beta in (("beta_fast", 32.0), ("beta_slow", 1.0)))
+    first, last = max(math.floor(low), 0), min(math.ceil(high), rope.rotary_dim - 1)
+    ramp = (np.arange(len(plain), dtype=np.float32) - first) / np.float32(max(last - first, 0.001))
+    kept = 1 - np.clip(ramp, 0, 1)
+    blended: Array = (1 - kept) * plain / np.float32(rope.number("factor")) + kept * plain
+    return blended
+
+
+def _pair(rope: Rope, turns: float, length: float) -> float:
+    """Return the number of the pair whose wave turns ``turns`` times in ``length`` positions."""
+    return rope.rotary_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+
 _SCALED: dict[str, Callable[[Rope, Array], Array]] = {
     "default": lambda rope, plain: plain,
     "linear": _linear,
+    "dynamic": lambda rope, plain: plain,
+    "yarn": _yarn,
     "llama3": _llama3,
 }

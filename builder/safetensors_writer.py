@@ -22,29 +22,38 @@ __all__ = ["SafetensorsWriter"]
 class SafetensorsWriter:
     """One file being written. All its bytes are zero, and reserved on the disk, until ``write`` sets them."""
 
-    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype[Any]) -> None:
-        """Write the header for tensors of ``shapes``, all of type ``dtype``, and reserve the file's whole size.
+    def __init__(
+        self,
+        path: Path,
+        shapes: Mapping[str, tuple[int, ...]],
+        dtype: np.dtype[Any],
+        dtypes: Mapping[str, np.dtype[Any]] | None = None,
+    ) -> None:
+        """Write the header for tensors of ``shapes``, and reserve the file's whole size.
+
+        All tensors are of type ``dtype`` but those that ``dtypes`` names.
 
         Raises:
             OSError: the disk is full or the folder cannot be written.
         """
         header: dict[str, Any] = {}
         end = 0
+        types = {name: (dtypes or {}).get(name, dtype) for name in shapes}
         for name, shape in shapes.items():
-            start, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": code_of(dtype), "shape": list(shape), "data_offsets": [start, end]}
+            start, end = end, end + math.prod(shape) * types[name].itemsize
+            header[name] = {"dtype": code_of(types[name]), "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         base = 8 + len(text)
-        self._row = {name: math.prod(shape[1:]) * dtype.itemsize for name, shape in shapes.items()}
+        # A row is one of the last axis: a tensor of three axes has the rows of all its matrices.
+        self._row = {name: math.prod(shape[1:][-1:]) * types[name].itemsize for name, shape in shapes.items()}
         self._start = {name: base + entry["data_offsets"][0] for name, entry in header.items()}
-        self._dtype = dtype
         self._file = path.open("wb", buffering=0)
         self._file.write(struct.pack("<Q", len(text)) + text)
         _reserve(self._file.fileno(), base + end)
 
     def write(self, name: str, row: int, block: Array) -> None:
-        """Write rows ``row …`` of a tensor; ``block`` has the file's type and the tensor's row shape."""
+        """Write rows ``row …`` of a tensor; ``block`` has the tensor's type and row shape."""
         data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         position = self._start[name] + row * self._row[name]
         while data:

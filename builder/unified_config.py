@@ -1,4 +1,4 @@
-"""The config.json of TensorRT-LLM's unified checkpoint, for a dense decoder."""
+"""The config.json of TensorRT-LLM's unified checkpoint."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from shardyard.spec import ParallelSpec
 
 __all__ = ["QUANT_ALGOS", "unified_config"]
 
+_POSITIONS = {"rope": "rope_gpt_neox", "learned": "learned_absolute", "alibi": "alibi_with_scale"}
+
 #: TensorRT-LLM's name for each of the pipeline file's quantizations. Weights stay plain here; the build quantizes.
 QUANT_ALGOS: dict[str, str | None] = {"none": None, "w8a16": "W8A16"}
 
 
 def unified_config(config: HfConfig, parallel: ParallelSpec, dtype: str, quantization: str) -> dict[str, Any]:
     """Return the content of config.json for rank files of element type ``dtype`` (a type's name)."""
-    scaling = config.rope.scaling
+    extras = config.family.extras.items()
     return {
-        **config.family.extras,
         "architecture": config.family.architecture,
         "dtype": dtype,
         "logits_dtype": "float32",
@@ -30,22 +31,37 @@ def unified_config(config: HfConfig, parallel: ParallelSpec, dtype: str, quantiz
         "qk_layernorm": False,
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_position_embeddings,
-        "position_embedding_type": "rope_gpt_neox",
-        "rotary_embedding_dim": config.head_dim,
-        "rotary_base": config.rope.theta,
-        "rotary_scaling": dict(scaling) if scaling else None,
-        "norm_epsilon": config.rms_norm_eps,
-        "hidden_act": config.hidden_act,
-        "attn_bias": config.qkv_bias,
-        "mlp_bias": config.mlp_bias,
+        "position_embedding_type": _POSITIONS[config.position],
+        "norm_epsilon": config.norm_epsilon,
+        "hidden_act": config.activation,
         "tie_word_embeddings": config.tied,
-        "disable_weight_only_quant_plugin": False,
         "use_parallel_embedding": parallel.use_parallel_embedding,
         "embedding_sharding_dim": parallel.embedding_sharding_dim,
         "runtime_defaults": None,
         "mapping": _mapping(parallel),
         "quantization": _quantization(quantization),
+        **_rotary(config),
+        **_window(config),
+        **{key: value(config) if callable(value) else value for key, value in extras},
     }
+
+
+def _rotary(config: HfConfig) -> dict[str, Any]:
+    if config.rope is None:
+        return {}
+    return {
+        "rotary_embedding_dim": config.rope.rotary_dim,
+        "rotary_base": config.rope.theta,
+        "rotary_scaling": dict(config.rope.scaling) if config.rope.scaling else None,
+    }
+
+
+def _window(config: HfConfig) -> dict[str, Any]:
+    """Hugging Face's own keys: TensorRT-LLM takes windows when it serves, and the engine for CPUs needs to know."""
+    if config.sliding_window is None:
+        return {}
+    kinds = [f"{'sliding' if slides else 'full'}_attention" for slides in config.sliding_layers]
+    return {"sliding_window": config.sliding_window, "layer_types": kinds}
 
 
 def _mapping(parallel: ParallelSpec) -> dict[str, int]:

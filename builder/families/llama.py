@@ -37,10 +37,14 @@ TABLE = (
 )
 
 LLAMA = Family(
+    name="llama",
     architecture="LlamaForCausalLM",
     table=TABLE,
-    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "hidden_act": "silu"},
+    defaults={"norm_epsilon": 1e-6, "max_position_embeddings": 2048, "hidden_act": "silu"},
     extras={
+        "attn_bias": lambda config: config.qkv_bias,
+        "mlp_bias": lambda config: config.mlp_bias,
+        "disable_weight_only_quant_plugin": False,
         "residual_mlp": False,
         "remove_duplicated_kv_heads": False,
         "fc_after_embed": False,

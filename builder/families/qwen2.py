@@ -8,10 +8,14 @@ from shardyard.builder.families.rules import Family
 __all__ = ["QWEN2"]
 
 QWEN2 = Family(
+    name="qwen2",
     architecture="Qwen2ForCausalLM",
     table=TABLE,
-    defaults={"rms_norm_eps": 1e-6, "max_position_embeddings": 32768, "hidden_act": "silu"},
+    defaults={"norm_epsilon": 1e-6, "max_position_embeddings": 32768, "hidden_act": "silu"},
     extras={
+        "attn_bias": True,
+        "mlp_bias": lambda config: config.mlp_bias,
+        "disable_weight_only_quant_plugin": False,
         "qwen_type": "qwen2",
         "seq_length": 8192,
         "use_logn_attn": False,
@@ -21,6 +25,5 @@ QWEN2 = Family(
         "moe_intermediate_size": 0,
         "moe_shared_expert_intermediate_size": 0,
     },
-    qkv_bias=True,
-    dense_bias=False,
+    fixed={"qkv_bias": True, "dense_bias": False},
 )

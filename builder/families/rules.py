@@ -1,13 +1,13 @@
-"""The vocabulary of the weight tables: what a rule, a cut and a family are."""
+"""The vocabulary of the weight tables: what a part, a rule, a cut and a family are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-__all__ = ["Cut", "Family", "On", "Part", "Rule"]
+__all__ = ["Cut", "Family", "Fused", "On", "Part", "Rule"]
 
 
 class Cut(Enum):
@@ -29,19 +29,41 @@ class On(Enum):
 
 
 @dataclass(frozen=True)
+class Fused:
+    """The place of a part in a source tensor that holds several, named by their ``sizes`` in the tensor's order.
+
+    ``at`` is the part's number among them. The tensor may repeat its order: it has as many ``groups`` as that size
+    says, and each group holds an equal share of every part (``kv_heads``: q k v of the first key/value head, q k v of
+    the second, …).
+    """
+
+    sizes: tuple[str, ...]
+    at: int
+    groups: str = "one"
+
+
+@dataclass(frozen=True)
 class Part:
-    """A tensor of the source. ``rows`` and ``columns`` name sizes of ``HfConfig.sizes``; no columns: a vector."""
+    """A matrix or vector of the source, as [rows, columns]; both name sizes of ``HfConfig.sizes``.
+
+    ``fused``: it is a part of the tensor of this name. ``transposed``: the source holds [columns, rows], as Conv1D
+    does. In the name of an expert's part ``{expert}`` is the expert's number.
+    """
 
     name: str
     rows: str
     columns: str | None = None
+    fused: Fused | None = None
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
 class Rule:
     """One tensor of the rank files: its ``parts`` cut one by one, then joined along the rows in this order.
 
-    ``when`` names a flag of ``HfConfig.flags``; the rule holds for checkpoints where it is set.
+    ``when`` names a flag of ``HfConfig.flags`` or ``layer_flags``; the rule holds where it is set. With ``experts`` the
+    target has a first axis, the rank's experts: they are divided by moe_ep, each of them cut by moe_tp. ``dtype``
+    replaces the rank files' own type. ``added`` is added to every element, in float32, before it is cast.
     """
 
     target: str
@@ -49,21 +71,42 @@ class Rule:
     parts: tuple[Part, ...]
     on: On = On.LAYER
     when: str = "always"
+    experts: bool = False
+    dtype: str | None = None
+    added: float = 0.0
+
+
+def _nothing(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: its table, and how its configuration differs from the common one.
+    """A model family: its table, how its config.json differs from the common one, and TensorRT-LLM's keys for it.
 
-    ``ignored`` are glob patterns of source tensors that carry no weights; ``defaults`` are values of keys that its
-    config.json may leave out; ``qkv_bias`` and ``dense_bias`` None means what ``attention_bias`` says; ``extras`` are
-    the constants that TensorRT-LLM's configuration of this family has besides the common keys.
+    A field of ``HfConfig`` comes from ``fixed`` (the same for all models of the family), else from ``derive`` (worked
+    out from config.json's content), else from config.json under the name that ``keys`` gives it, else from
+    ``defaults``. ``reads`` are keys of config.json that this family supports and most refuse; ``refused`` are keys that
+    only this family refuses, with the values that are fine and what any other asks for. ``extras`` are the keys that
+    TensorRT-LLM's configuration has besides the common ones: constants, or functions of the ``HfConfig``. ``prefix`` is
+    what some checkpoints leave out at the beginning of all names. ``ignored`` are glob patterns of source tensors that
+    carry no weights.
     """
 
+    name: str
     architecture: str
     table: tuple[Rule, ...]
     defaults: Mapping[str, Any]
     extras: Mapping[str, Any]
-    qkv_bias: bool | None = None
-    dense_bias: bool | None = None
-    ignored: tuple[str, ...] = field(default=("*.rotary_emb.inv_freq",))
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
+    derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
+    reads: frozenset[str] = frozenset()
+    refused: tuple[tuple[str, tuple[object, ...], str], ...] = ()
+    prefix: str = ""
+    ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
+
+    @property
+    def embedding(self) -> str:
+        """Name of the source tensor that holds the token embeddings."""
+        return next(rule.parts[0].name for rule in self.table if rule.cut is Cut.EMBEDDING)
