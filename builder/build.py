@@ -2,27 +2,97 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from shardyard.artifacts import read_manifest
 from shardyard.builder.targets.cpu_build import build_cpu
+from shardyard.builder.targets.tensorrt_llm import build_tensorrt_llm, show_tensorrt_llm
+from shardyard.builder.targets.tensorrt_llm_api import build_tensorrt_llm_api, show_tensorrt_llm_api
 from shardyard.console import Console
+from shardyard.errors import ArtifactError, UsageError
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult
 
-__all__ = ["build"]
-
-Build = Callable[[Pipeline, Path, Path, Console], StageResult]
-
-_TARGETS: dict[str, Build] = {"cpu": build_cpu}
+__all__ = ["build", "show"]
 
 
-def build(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console) -> StageResult:
+@dataclass(frozen=True)
+class _Target:
+    """How one kind of engine is made. ``show`` prints what would run; ``certified``: a GPU's time is at stake."""
+
+    build: Callable[[Pipeline, Path, Path, Console], StageResult]
+    show: Callable[[Pipeline, Path, Path, Console], None] | None = None
+    certified: bool = False
+
+
+_TARGETS = {
+    "cpu": _Target(build_cpu),
+    "tensorrt_llm": _Target(build_tensorrt_llm, show_tensorrt_llm, certified=True),
+    "tensorrt_llm_api": _Target(build_tensorrt_llm_api, show_tensorrt_llm_api),
+}
+
+
+def build(
+    pipeline: Pipeline,
+    checkpoint: Path,
+    out: Path,
+    console: Console,
+    *,
+    certificate: Path | None = None,
+    uncertified: bool = False,
+) -> StageResult:
     """Write the engines of the rank files in ``checkpoint`` into ``out``, unless it holds them already.
 
+    Rank files that are to cost a GPU's time need a passed certificate in the folder ``certificate``, unless
+    ``uncertified``.
+
     Raises:
-        ArtifactError: ``checkpoint`` is unfinished or was converted for other degrees; ``out`` cannot be written.
-        PipelineError: the engine's settings cannot be combined.
+        ArtifactError: ``checkpoint`` is unfinished, was converted for other degrees, or has no certificate; ``out``
+            cannot be written.
+        PipelineError: the engine's settings cannot be combined, or cannot work on the machine that they name.
         CheckpointError: the rank files cannot be read or hold a network that the engine cannot run.
+        ToolchainError: a GPU target finds another machine, or other versions, than the pipeline file names.
+        RankError: a rank of a GPU target could not be built.
     """
-    return _TARGETS[pipeline.engine.target](pipeline, checkpoint, out, console)
+    target = _TARGETS[pipeline.engine.target]
+    if target.certified and not uncertified:
+        _check_certificate(checkpoint, certificate)
+    return target.build(pipeline, checkpoint, out, console)
+
+
+def show(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console) -> None:
+    """Print what ``build`` would run, without running it.
+
+    Raises:
+        UsageError: the target runs no commands.
+        PipelineError, CheckpointError: as building would.
+    """
+    target = _TARGETS[pipeline.engine.target]
+    if target.show is None:
+        raise UsageError(
+            f"engine.target={pipeline.engine.target} runs no commands",
+            why="its engines are made by this program itself",
+            fix="leave --print out, or set engine.target to tensorrt_llm",
+        )
+    target.show(pipeline, checkpoint, out, console)
+
+
+def _check_certificate(checkpoint: Path, certificate: Path | None) -> None:
+    made = read_manifest(checkpoint, "convert")
+    path = certificate / "certificate.json" if certificate else None
+    problem = "there is none"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path else {}
+        if content:
+            problem = "" if content.get("passed") and content.get("checkpoint") == made.key else "it is for other files"
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    if problem:
+        raise ArtifactError(
+            f"{checkpoint} has no passed certificate",
+            why=f"{problem}; a fault in the rank files costs less to find now than on a GPU",
+            fix="run shardyard verify first, or build with --uncertified",
+        )

@@ -21,7 +21,7 @@ from shardyard.spec import Pipeline, ServeSpec
 from shardyard.stage import StageResult, run_stage
 from shardyard.toolchain import describe
 
-__all__ = ["fill"]
+__all__ = ["check_target", "fill"]
 
 STAGE = "fill"
 VERSION = "1"
@@ -49,6 +49,21 @@ class _Facts:
     special: SpecialIds
 
 
+def check_target(pipeline: Pipeline) -> None:
+    """Check that a repository can be filled for the engine's target.
+
+    Raises:
+        PipelineError: it is a GPU target.
+    """
+    target = pipeline.engine.target
+    if target != "cpu":
+        raise PipelineError(
+            f"engine.target={target} cannot be served from here yet",
+            why="the model repository is for the embedded CPU engine; convert, verify and build know GPU targets",
+            fix="stop after shardyard build, or set engine.target to cpu",
+        )
+
+
 def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> StageResult:
     """Write the model repository of the engine in ``engine`` into ``out``, unless it holds it already.
 
@@ -57,8 +72,9 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
     Raises:
         ArtifactError: ``engine`` is unfinished.
         CheckpointError: there is no tokenizer.json, or it does not fit the engine's vocabulary.
-        PipelineError: a setting under ``serve`` cannot work.
+        PipelineError: a setting under ``serve`` cannot work; the engine is for GPUs.
     """
+    check_target(pipeline)
     manifest = read_manifest(engine, "build")
     build, vocab_size = _read_engine(engine)
     serve, source, tokenizer = pipeline.serve, pipeline.checkpoint_path(), pipeline.tokenizer_path()

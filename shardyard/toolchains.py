@@ -23,13 +23,18 @@ _REPOSITORY = "nvcr.io/nvidia/tritonserver"
 
 @dataclass(frozen=True)
 class ToolChain:
-    """One image and what it holds. ``driver`` is the lowest major version; ``architectures`` are SM numbers."""
+    """One image and what it holds; ``architectures`` are SM numbers.
+
+    ``driver`` is the listed driver's major version. Data-centre GPUs also run it with older drivers of the same CUDA
+    major version, down to ``least_driver``.
+    """
 
     release: str
     tensorrt_llm: str
     tensorrt: str
     cuda: str
     driver: int
+    least_driver: int
     python: str
     architectures: tuple[int, ...]
 
@@ -52,8 +57,8 @@ class ToolChain:
 PINS = {
     chain.release: chain
     for chain in (
-        ToolChain("25.10", "1.0.0", "10.11.0.33", "12.9.1", 575, "3.12.3", (80, 86, 89, 90)),
-        ToolChain("26.07", "1.2.1", "10.14.1.48", "13.1.0", 590, "3.12.3", (80, 86, 89, 90, 100, 103, 120)),
+        ToolChain("25.10", "1.0.0", "10.11.0.33", "12.9.1", 575, 525, "3.12.3", (80, 86, 89, 90)),
+        ToolChain("26.07", "1.2.1", "10.14.1.48", "13.1.0", 590, 580, "3.12.3", (80, 86, 89, 90, 100, 103, 120)),
     )
 }
 

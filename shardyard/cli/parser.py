@@ -70,6 +70,15 @@ def _pipeline_arguments(sub: argparse.ArgumentParser, nargs: str | None = None) 
     sub.add_argument("--work", type=Path, default=Path("work"), metavar="DIR", help="where artifacts go (work)")
 
 
+#: What a stage's verb takes beside what all of them do.
+_STAGE_FLAGS = {
+    "build": {
+        "--print": "print the commands and the memory calculation of a GPU target; config.json is enough, nothing runs",
+        "--uncertified": "build for GPUs without the certificate that verify writes",
+    }
+}
+
+
 def _stage_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     plan = verb(
         "plan",
@@ -82,12 +91,15 @@ def _stage_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     texts = {
         "convert": "Cut the checkpoint into one rank file per tp × pp rank, in TensorRT-LLM's unified layout.",
         "verify": "Prove the rank files: byte for byte, then over MPI against an unsharded reference.",
-        "build": "Build one engine per rank from the rank files.",
+        "build": "Build one engine per rank from the rank files: for this CPU, or with trtllm-build for the GPUs that "
+        "engine.instance or engine.gpu names.",
         "fill": "Fill the Triton model repository that serves the engine.",
     }
     for name, text in texts.items():
         stage = verb(name, stages.STAGE_VERBS[name], text + " Does nothing when its inputs have not changed.")
         stage.add_argument("--why", action="store_true", help="give every reason why the stage ran, not only the first")
+        for flag, meaning in _STAGE_FLAGS.get(name, {}).items():
+            stage.add_argument(flag, action="store_true", help=meaning)
     up = verb("up", stages.up, "Do all of it: convert, verify, build, fill, serve, ask, measure, report, stop.")
     up.add_argument("--why", action="store_true", help="give every reason why a stage ran, not only the first")
     up.add_argument("--prompt", action="append", metavar="TEXT", help="ask this (repeatable; default: three prompts)")

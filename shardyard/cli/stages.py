@@ -28,11 +28,19 @@ def verify(context: Context) -> StageResult:
     return stage(context.pipeline, context.work.checkpoint, context.work.certificate, context.console)
 
 
-def build(context: Context) -> StageResult:
+def build(context: Context, *, uncertified: bool = False) -> StageResult:
     """Rank files → engines."""
     from shardyard.builder.build import build as stage
 
-    return stage(context.pipeline, context.work.checkpoint, context.work.engine, context.console)
+    work = context.work
+    return stage(
+        context.pipeline,
+        work.checkpoint,
+        work.engine,
+        context.console,
+        certificate=work.certificate,
+        uncertified=uncertified,
+    )
 
 
 def fill(context: Context) -> StageResult:
@@ -58,12 +66,30 @@ def _verb(stage: Callable[[Context], StageResult]) -> Callable[[argparse.Namespa
     return run
 
 
+def _build_verb(args: argparse.Namespace) -> None:
+    """``build``, or with --print what it would run."""
+    from shardyard.builder.build import show
+
+    context = Context.of(args)
+    if args.print:
+        show(context.pipeline, context.work.checkpoint, context.work.engine, context.console)
+        return
+    context.console.result(str(build(context, uncertified=args.uncertified).folder))
+
+
 #: Each stage as a verb. It prints the folder that it made, or found up to date.
-STAGE_VERBS = {name: _verb(stage) for name, stage in _STAGES.items()}
+STAGE_VERBS = {name: _verb(stage) for name, stage in _STAGES.items()} | {"build": _build_verb}
 
 
 def bring_up_to_date(context: Context) -> dict[str, StageResult]:
-    """Run every stage up to the model repository; those with unchanged inputs do nothing."""
+    """Run every stage up to the model repository; those with unchanged inputs do nothing.
+
+    Raises:
+        PipelineError: the engine's target cannot be served from here.
+    """
+    from shardyard.model_repo.fill import check_target
+
+    check_target(context.pipeline)
     return {name: stage(context) for name, stage in _STAGES.items()}
 
 

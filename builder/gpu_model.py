@@ -1,0 +1,139 @@
+"""What an engine for GPUs will be made from: the unified config.json, and the bytes that each rank's engine will hold.
+
+It comes from converted rank files, or, before there are any, from the source's config.json and index alone.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardyard.builder.cutting import lay_out, place_rules
+from shardyard.builder.dtypes import BY_NAME
+from shardyard.builder.hf_config import HfConfig, parse_config
+from shardyard.builder.layout import rank_index
+from shardyard.builder.safetensors_file import SafetensorsFile
+from shardyard.builder.source import INDEX, read_json
+from shardyard.builder.unified_config import unified_config
+from shardyard.errors import CheckpointError
+from shardyard.spec import Pipeline
+
+__all__ = ["GpuModel", "model_of_checkpoint", "model_of_source"]
+
+#: Bytes of a quantized weight in the engine, with the scales of groups of 128 where the algorithm has groups.
+_QUANTIZED: dict[str, float] = {
+    "W8A16": 1.0,
+    "W4A16": 0.5,
+    "W8A16_GPTQ": 1.0 + 4 / 128,
+    "W4A16_GPTQ": 0.5 + 4 / 128,
+    "W4A16_AWQ": 0.5 + 2 / 128,
+    "W4A8_AWQ": 0.5 + 2 / 128,
+    "W8A8_SQ_PER_CHANNEL": 1.0,
+    "W8A8_SQ_PER_TENSOR_PLUGIN": 1.0,
+    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": 1.0,
+    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": 1.0,
+    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": 1.0,
+    "FP8": 1.0,
+    "FP8_PER_CHANNEL_PER_TOKEN": 1.0,
+    "FP8_BLOCK_SCALES": 1.0,
+    "NVFP4": 0.5 + 1 / 16,
+}
+#: The matrices that TensorRT-LLM quantizes, by name; the router, norms, embeddings and the head stay as they are.
+_MATRICES = ("*.qkv.weight", "*.dense.weight", "*.fc.weight", "*.gate.weight", "*.proj.weight")
+
+
+@dataclass(frozen=True)
+class GpuModel:
+    """A unified config.json and, per rank of the world, the bytes of its weights in the engine."""
+
+    config: dict[str, Any]
+    weights: tuple[int, ...]
+
+    @property
+    def quant_algo(self) -> str | None:
+        """TensorRT-LLM's name of the weights' quantization."""
+        return (self.config.get("quantization") or {}).get("quant_algo")
+
+    @property
+    def kv_algo(self) -> str | None:
+        """TensorRT-LLM's name of the key/value cache's quantization."""
+        return (self.config.get("quantization") or {}).get("kv_cache_quant_algo")
+
+    @property
+    def title(self) -> str:
+        """One line about the model and the grid."""
+        mapping, config = self.config["mapping"], self.config
+        grid = f"tp={mapping['tp_size']} pp={mapping['pp_size']} cp={mapping['cp_size']}"
+        weights = self.quant_algo or config["dtype"]
+        return f"{config['architecture']}, {config['num_hidden_layers']} layers, {weights}, {grid}"
+
+
+def model_of_source(pipeline: Pipeline) -> GpuModel:
+    """Describe the model from the source's config.json, and check its index where there is one; no weights are read.
+
+    Raises:
+        CheckpointError: the config is missing or not supported, the index names other tensors, or the degrees cannot
+            cut this model.
+    """
+    folder = pipeline.checkpoint_path()
+    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
+    if (folder / INDEX).is_file():
+        _check_index(folder / INDEX, config)
+    named = pipeline.engine.dtype
+    dtype = named if named != "auto" else config.dtype or "bfloat16"
+    unified = unified_config(config, pipeline.parallel, dtype, pipeline.quantization)
+    files, _ = lay_out(config, pipeline.parallel)
+    item = BY_NAME[dtype].itemsize
+    sizes = [_engine_bytes(((n, math.prod(shape), item) for n, shape in file.items()), unified) for file in files]
+    ranks = range(pipeline.parallel.world_size)
+    return GpuModel(unified, tuple(sizes[rank_index(rank, pipeline.parallel).file] for rank in ranks))
+
+
+def model_of_checkpoint(pipeline: Pipeline, checkpoint: Path) -> GpuModel:
+    """Describe the model from converted rank files.
+
+    Raises:
+        CheckpointError: config.json or a rank file is missing or broken.
+    """
+    config = read_json(checkpoint / "config.json")
+    sizes = []
+    for number in range(pipeline.parallel.tp * pipeline.parallel.pp):
+        entries = SafetensorsFile(checkpoint / f"rank{number}.safetensors").entries.values()
+        tensors = ((entry.name, math.prod(entry.shape), entry.dtype.itemsize) for entry in entries)
+        sizes.append(_engine_bytes(tensors, config))
+    ranks = range(pipeline.parallel.world_size)
+    return GpuModel(config, tuple(sizes[rank_index(rank, pipeline.parallel).file] for rank in ranks))
+
+
+def _engine_bytes(tensors: Iterable[tuple[str, int, int]], config: Mapping[str, Any]) -> int:
+    """Add up (name, elements, bytes each); plain matrices shrink to what the build makes of them."""
+    quantization = config.get("quantization") or {}
+    each = _QUANTIZED.get(str(quantization.get("quant_algo")))
+    excluded = quantization.get("exclude_modules") or []
+    total = 0.0
+    for name, elements, item in tensors:
+        module = name.removesuffix(".weight")
+        plain = item > 1 and any(fnmatch.fnmatchcase(name, pattern) for pattern in _MATRICES)
+        kept = name.endswith("shared_expert_gate.weight") or any(fnmatch.fnmatchcase(module, glob) for glob in excluded)
+        total += elements * (each if each and plain and not kept else item)
+    return int(total)
+
+
+def _check_index(path: Path, config: HfConfig) -> None:
+    """Compare the names of an index with those that the family's table expects."""
+    held = read_json(path).get("weight_map")
+    if not isinstance(held, dict):
+        raise CheckpointError(f"{path} has no weight_map of tensor to file", fix="download the file again")
+    missing = [part.name for item in place_rules(config, 1) for part in item.parts if part.name not in held]
+    if missing:
+        raise CheckpointError(
+            f"{path} names no tensor {missing[0]}",
+            why=f"config.json asks for it and {len(missing) - 1} more that the index does not have: "
+            f"{json.dumps(missing[:3])}",
+            fix="check that config.json and the index belong to the same model",
+        )
