@@ -11,6 +11,7 @@ from typing import Any
 import openvino.opset16 as op
 
 from shardyard.runtime.attention import PagedInputs, cache_parameters, paged_attention
+from shardyard.runtime.capped_attention import capped_attention
 from shardyard.runtime.layers.constants import integer, integers
 from shardyard.runtime.layers.linear import Linear, Partial
 from shardyard.runtime.layers.norms import Norms
@@ -38,10 +39,15 @@ class AttentionBlock:
         parts = op.variadic_split(qkv, integer(1), integers(q_width, kv_width, kv_width))
         q = self._heads(parts.output(0), f"{name}.q_layernorm", spec.heads)
         k = self._heads(parts.output(1), f"{name}.k_layernorm", spec.kv_heads)
+        y = self._mix(q, k, parts.output(2), layer, window)
+        return self._linear.rows(y, f"{name}.dense", spec.dense_bias)
+
+    def _mix(self, q: Any, k: Any, v: Any, layer: int, window: int) -> Any:
+        if self._spec.softcap is not None:
+            return capped_attention(q, k, v, self._paged, self._spec, window)
         caches = cache_parameters(layer)
         self.parameters += caches
-        y = paged_attention(q, k, parts.output(2), caches, self._paged, spec, window)
-        return self._linear.rows(y, f"{name}.dense", spec.dense_bias)
+        return paged_attention(q, k, v, caches, self._paged, self._spec, window)
 
     def _heads(self, x: Any, norm: str, heads: int) -> Any:
         """Normalise and rotate each head of ``x``, [tokens, heads · head_size]."""

@@ -257,6 +257,8 @@ CASES = {
     "parallel_one_norm": replace(with_attention(dense_bias=True), block=BlockSpec(True, before_mlp="input_layernorm")),
     "parallel_experts": replace(with_experts(), block=BlockSpec(True)),
     "sandwich": replace(PLAIN, block=BlockSpec(False, "a", "b", "c", "d")),
+    "score_cap": with_attention(softcap=2.0),
+    "score_cap_and_window": replace(with_attention(softcap=2.0, kv_heads=1), layers=(LayerSpec(window=9), LayerSpec())),
     "logit_cap": replace(PLAIN, logit_softcap=3.0),
     "embedding_scale": replace(PLAIN, embedding_scale=math.sqrt(HIDDEN)),
     "scale": with_attention(scale=0.4),
@@ -299,8 +301,16 @@ def test_one_prompt(case: str) -> None:
 @pytest.mark.parametrize(
     "case",
     [
-        *("layer_norm", "gelu", "gelu_tanh", "fused", "partial_rotation", "parallel", "sandwich", "logit_cap"),
-        *("embedding_scale", "scale", "window", "experts_as_they_come", "one_expert_each", "shared_expert"),
+        *("layer_norm", "gelu", "gelu_tanh", "fused", "partial_rotation", "parallel", "sandwich", "score_cap"),
+        *(
+            "logit_cap",
+            "embedding_scale",
+            "scale",
+            "window",
+            "experts_as_they_come",
+            "one_expert_each",
+            "shared_expert",
+        ),
     ],
 )
 def test_the_feature_matters(case: str) -> None:
@@ -318,7 +328,9 @@ def test_the_feature_matters(case: str) -> None:
     assert relative(Numpy(CASES[case], arrays).logits(prompt), Numpy(without, arrays).logits(prompt)) > 1e-4
 
 
-@pytest.mark.parametrize("case", ["window", "wide_window", "experts", "mixed_layers", "learned_from_2", "one_kv_head"])
+@pytest.mark.parametrize(
+    "case", ["window", "wide_window", "experts", "mixed_layers", "learned_from_2", "score_cap_and_window"]
+)
 def test_chunks_beside_answers(case: str) -> None:
     """Prompts in chunks of at most 16 tokens per step, beside sequences that decode."""
     spec = CASES[case]
