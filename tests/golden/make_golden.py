@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -23,36 +24,74 @@ import torch
 import transformers
 
 HERE = Path(__file__).resolve().parent
+OUT = HERE / "logits"
 MAKER = HERE.parent.parent / "examples" / "make_checkpoint.py"
 #: Options of examples/make_checkpoint.py by golden's name.
-CHECKPOINTS = {"llama": ["--family", "llama"], "qwen2": ["--family", "qwen2"]}
-PROMPTS = ["Once upon a time", "A river begins", "Count the stones:", "東京は今、何時ですか。¿Quién llega primero?"]
-NEW_TOKENS = 32
-#: A prompt beyond rope_scaling's original_max_position_embeddings (256), of seeded ids.
+CHECKPOINTS: dict[str, dict[str, object]] = {
+    "llama": {},
+    "llama-bias": {"attention_bias": True, "mlp_bias": True, "rope_scaling": None},
+    "llama-linear": {"rope_scaling": {"type": "linear", "factor": 4.0}},
+    "llama-dynamic": {"rope_scaling": {"type": "dynamic", "factor": 4.0}, "max_position_embeddings": 256},
+    "llama-yarn": {
+        "rope_theta": 10000.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256},
+    },
+    "qwen2": {},
+    "qwen2-window": {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 2},
+    "mistral": {},
+    "mixtral": {},
+    "qwen2_moe": {},
+    "qwen3": {},
+    "qwen3_moe": {"mlp_only_layers": [0]},
+    "phi3": {},
+    "phi3-partial": {"partial_rotary_factor": 0.75, "sliding_window": 64, "tie_word_embeddings": True},
+    "gemma": {},
+    "gemma2": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "gpt_neox-sequential": {"use_parallel_residual": False, "rotary_pct": 1.0},
+    "falcon": {},
+    "falcon-sequential": {"parallel_attn": False, "multi_query": False, "bias": True},
+    "falcon_new": {},
+    "falcon_new-one_norm": {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
+    "opt": {},
+}
+PROMPTS = ["Once upon a time", "東京は今、何時ですか。¿Quién llega primero?"]
+NEW_TOKENS = 16
+#: A prompt of seeded ids, beyond every sliding window and every original_max_position_embeddings (256).
 LONG = 320
 #: Positions whose logits are kept, the last ones.
-KEPT = 8
+KEPT = 3
 
 
 def main() -> None:
-    """Write every family's golden values beside this file."""
+    """Write every family's golden values into logits/."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--maker", required=True, help="python with the project's dependencies")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for name, options in CHECKPOINTS.items():
+    for name, changes in CHECKPOINTS.items():
+        options = ["--family", name.partition("-")[0]]
+        for key, value in changes.items():
+            options += ["--set", f"{key}={json.dumps(value)}"]
         with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([args.maker, str(MAKER), "--out", folder, *options], check=True)
+            subprocess.run([args.maker, str(MAKER), "--out", folder, *options], check=True, stdout=subprocess.DEVNULL)
             described, arrays = golden(Path(folder), options)
         text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
-        (HERE / f"{name}.json").write_text(text, encoding="utf-8")
-        np.savez_compressed(HERE / f"{name}.npz", **arrays)
+        # Lists of numbers on one line each.
+        text = re.sub(r"\[[\d,\s]+\]", lambda found: re.sub(r"\s+", " ", found[0]), text)
+        (OUT / f"{name}.json").write_text(text, encoding="utf-8")
+        np.savez_compressed(OUT / f"{name}.npz", **arrays)
         print(f"wrote {name}.json and {name}.npz")
 
 
 def golden(folder: Path, options: list[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the content of NAME.json and of NAME.npz for the checkpoint in ``folder``."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    if any(loaded.values()):
+        raise SystemExit(f"the checkpoint is not what transformers expects: {loaded}")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model.eval()
     cases = []
@@ -64,9 +103,8 @@ def golden(folder: Path, options: list[str]) -> tuple[dict[str, Any], dict[str, 
         )
     vocabulary = len(tokenizer)
     long_ids = np.random.Generator(np.random.PCG64(0)).integers(6, vocabulary, LONG).tolist()
-    long = {"ids": long_ids, "tokens": greedy(model, long_ids)}
-    arrays = {f"logits_{index}": logits(model, case) for index, case in enumerate(cases)}
-    arrays |= {"logits_long": logits(model, long), "layers_long": layers(model, long["ids"])}
+    arrays = {f"logits_{index}": logits(model, case["ids"] + case["tokens"]) for index, case in enumerate(cases)}
+    arrays |= {"logits_long": logits(model, long_ids), "layers_long": layers(model, long_ids)}
     described = {
         "made_by": "tests/golden/make_golden.py",
         "versions": {
@@ -81,7 +119,7 @@ def golden(folder: Path, options: list[str]) -> tuple[dict[str, Any], dict[str, 
         "end_ids": model.generation_config.eos_token_id,
         "max_new_tokens": NEW_TOKENS,
         "cases": cases,
-        "long": long,
+        "long": long_ids,
     }
     return described, arrays
 
@@ -95,10 +133,10 @@ def greedy(model: Any, ids: list[int]) -> list[int]:
     return tokens[:-1] if tokens and tokens[-1] in end_ids else tokens
 
 
-def logits(model: Any, case: dict[str, Any]) -> np.ndarray:
-    """Return the logits of the last positions of prompt and answer, float32 [KEPT, vocab]."""
+def logits(model: Any, ids: list[int]) -> np.ndarray:
+    """Return the logits of the last positions, float32 [KEPT, vocab]."""
     with torch.no_grad():
-        out = model(torch.tensor([case["ids"] + case["tokens"]])).logits
+        out = model(torch.tensor([ids])).logits
     return out[0, -KEPT:].numpy()
 
 
@@ -109,7 +147,9 @@ def layers(model: Any, ids: list[int]) -> np.ndarray:
     def keep(module: Any, given: Any, out: Any) -> None:
         found.append((out[0] if isinstance(out, tuple) else out)[0, -1].numpy())
 
-    hooks = [layer.register_forward_hook(keep) for layer in model.model.layers]
+    lists = (module for module in model.modules() if isinstance(module, torch.nn.ModuleList))
+    decoder = next(module for module in lists if len(module) == model.config.num_hidden_layers)
+    hooks = [layer.register_forward_hook(keep) for layer in decoder]
     with torch.no_grad():
         model(torch.tensor([ids]))
     for hook in hooks:

@@ -1,0 +1,146 @@
+"""What the maths of a checkpoint depends on besides its weights, read from config.json for the reference alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shardyard.builder.reference.activations import ACTIVATIONS
+from shardyard.builder.reference.architecture import Architecture
+from shardyard.builder.reference.families import FAMILIES, resolve
+from shardyard.builder.reference.rotary import Rotary, read_rotary
+from shardyard.errors import CheckpointError
+
+__all__ = ["Facts", "read_facts"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Sizes are in elements; ``windows`` and ``sparse`` have one item per layer; a window of None reaches to the start.
+
+    ``attention_scale`` multiplies the scores, which ``score_cap`` then bounds as ``logit_cap`` does the logits.
+    """
+
+    architecture: Architecture
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    epsilon: float
+    activation: str
+    tied: bool
+    rotary: Rotary | None
+    windows: tuple[int | None, ...]
+    attention_scale: float
+    score_cap: float | None
+    logit_cap: float | None
+    experts: int
+    experts_per_token: int
+    normed_experts: bool
+    sparse: tuple[bool, ...]
+
+
+def read_facts(raw: Mapping[str, Any], path: Path) -> Facts:
+    """Read the content of config.json, which ``path`` names in errors.
+
+    Raises:
+        CheckpointError: the reference cannot compute what it asks for.
+    """
+    name = str((raw.get("architectures") or [None])[0])
+    if name not in FAMILIES:
+        raise _cannot(path, "architectures", name)
+    architecture = resolve(name, raw)
+    for key, fine in architecture.refused.items():
+        if raw.get(key) not in (None, fine):
+            raise _cannot(path, key, raw[key])
+    if raw.get("quantization_config"):
+        raise _cannot(path, "quantization_config", raw["quantization_config"])
+    keys = _common(raw, architecture)
+    if raw.get("word_embed_proj_dim") not in (None, keys["hidden_size"]):
+        raise _cannot(path, "word_embed_proj_dim", raw["word_embed_proj_dim"])
+    heads, layers = int(keys["num_attention_heads"]), int(keys["num_hidden_layers"])
+    head_dim = int(keys.get("head_dim") or keys["hidden_size"] // heads)
+    return Facts(
+        architecture=architecture,
+        layers=layers,
+        hidden=int(keys["hidden_size"]),
+        heads=heads,
+        kv_heads=_kv_heads(keys, heads),
+        head_dim=head_dim,
+        epsilon=float(keys.get("norm_epsilon") or keys["rms_norm_eps"]),
+        activation=_activation(keys, path),
+        tied=bool(keys.get("tie_word_embeddings", False)),
+        rotary=None if architecture.names.positions else read_rotary(keys, head_dim, path),
+        windows=tuple(_window(keys, layer, path) for layer in range(layers)),
+        attention_scale=1 / math.sqrt(keys.get("query_pre_attn_scalar", head_dim)),
+        score_cap=keys.get("attn_logit_softcapping"),
+        logit_cap=keys.get("final_logit_softcapping"),
+        experts=int(keys.get("num_local_experts") or keys.get("num_experts") or 0),
+        experts_per_token=int(keys.get("num_experts_per_tok", 0)),
+        normed_experts=bool(keys.get("norm_topk_prob", False)),
+        sparse=tuple(_sparse(keys, architecture, layer) for layer in range(layers)),
+    )
+
+
+def _cannot(path: Path, key: str, value: object) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: the reference cannot compute {key}={value!r}",
+        why="leaving it out would compare the rank files with another model",
+        fix="convert without verify, or add it to builder/reference",
+    )
+
+
+def _common(raw: Mapping[str, Any], architecture: Architecture) -> dict[str, Any]:
+    """Return config.json with the common names of its keys and the family's defaults; null is the same as absent."""
+    given = {key: value for key, value in raw.items() if value is not None}
+    given |= {common: given[own] for common, own in architecture.keys.items() if own in given}
+    nulled = {key: None for key in ("sliding_window", *_CAPS) if key in raw and raw[key] is None}
+    return {**architecture.defaults, **given, **nulled}
+
+
+#: Keys in which null is a value of its own: none.
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+
+
+def _activation(keys: Mapping[str, Any], path: Path) -> str:
+    name = str(keys["hidden_act"])
+    if str(keys.get("model_type")) == "gemma" and name == "gelu":
+        # The first Gemma's files say gelu and mean its approximation.
+        name = "gelu_pytorch_tanh"
+    if name not in ACTIVATIONS:
+        raise _cannot(path, "hidden_act", name)
+    return name
+
+
+def _kv_heads(keys: Mapping[str, Any], heads: int) -> int:
+    # Falcon's older decoder has one key/value head or as many as query heads, and no key that says which but this.
+    if "multi_query" in keys and not keys.get("new_decoder_architecture"):
+        return 1 if keys["multi_query"] else heads
+    return int(keys.get("num_key_value_heads") or heads)
+
+
+def _window(keys: Mapping[str, Any], layer: int, path: Path) -> int | None:
+    """Return how many tokens, its own included, a token of this layer attends to."""
+    window = keys.get("sliding_window")
+    kind = keys.get("model_type")
+    if "layer_types" in keys:
+        sliding = keys["layer_types"][layer] == "sliding_attention"
+    elif kind == "gemma2":
+        sliding = layer % 2 == 0
+    elif str(kind).startswith("qwen"):
+        if keys.get("use_sliding_window") and str(kind).endswith("_moe"):
+            raise _cannot(path, "use_sliding_window", True)
+        sliding = bool(keys.get("use_sliding_window")) and layer >= keys["max_window_layers"]
+    else:
+        sliding = True
+    return int(window) if sliding and window else None
+
+
+def _sparse(keys: Mapping[str, Any], architecture: Architecture, layer: int) -> bool:
+    if architecture.names.experts is None or layer in keys.get("mlp_only_layers", []):
+        return False
+    return (layer + 1) % int(keys.get("decoder_sparse_step", 1)) == 0
