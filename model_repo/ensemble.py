@@ -41,7 +41,7 @@ STEPS = (
             "REQUEST_OUTPUT_LEN": "_REQUEST_OUTPUT_LEN",
             "OUT_END_ID": "_PREPROCESSOR_END_ID",
             "OUT_PAD_ID": "_PREPROCESSOR_PAD_ID",
-            "POSTPROCESSING_FOLLOWS": "_POSTPROCESSING_FOLLOWS",
+            "FOLLOWER": "_FOLLOWER",
         },
     ),
     Step(
@@ -53,7 +53,7 @@ STEPS = (
             "end_id": "_PREPROCESSOR_END_ID",
             "pad_id": "_PREPROCESSOR_PAD_ID",
             "stop_words_list": "_STOP_WORDS_IDS",
-            "postprocessing_follows": "_POSTPROCESSING_FOLLOWS",
+            "follower": "_FOLLOWER",
             "runtime_top_k": "top_k",
             "runtime_top_p": "top_p",
             "streaming": "stream",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from shardyard.artifacts import Draft, read_manifest, stamp_files
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, PipelineError
 from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
-from shardyard.model_repo.ensemble import check_edges
+from shardyard.model_repo.ensemble import STEPS, check_edges
 from shardyard.model_repo.special_ids import SpecialIds, read_special_ids
 from shardyard.model_repo.tensors import MODELS
 from shardyard.model_repo.tokenizer_files import check_tokenizer
@@ -92,6 +93,8 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
         "pad_id": special.pad_id,
         "gpt_model_path": engine_path,
         **{name: getattr(serve, name) for name in _SETTINGS},
+        # The tables of tensors and steps are part of what makes a repository; a hash of them tells when they change.
+        "tables": hashlib.sha256(repr((MODELS, STEPS)).encode()).hexdigest(),
     }
 
     def work(draft: Draft) -> None:

@@ -4,9 +4,8 @@ Names, types and shapes are those of TensorRT-LLM's own repository, so that its 
 the engine cannot do yet (beams, adapters, embedding biases, guided decoding). Added are three tensors that TensorRT-LLM
 does not have; README.md says why text cannot be streamed through an ensemble without them:
 
-- ``POSTPROCESSING_FOLLOWS`` / ``postprocessing_follows`` BOOL [1]: the answer goes on to ``postprocessing``.
-- ``text_state`` / ``TEXT_STATE`` INT64 [6]: which stream a chunk belongs to, and how much of its text may be shown
-  (``models/text_state.py``).
+- ``FOLLOWER`` / ``follower`` INT32 [1]: who takes the answer to ``postprocessing`` (``models/text_state.py``).
+- ``text_state`` / ``TEXT_STATE`` INT64 [6]: which stream a chunk belongs to, and how much of its text may be shown.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ PREPROCESSING = ModelTensors(
         Tensor("REQUEST_OUTPUT_LEN", "INT32", (-1,)),
         Tensor("OUT_END_ID", "INT32", (1,)),
         Tensor("OUT_PAD_ID", "INT32", (1,)),
-        Tensor("POSTPROCESSING_FOLLOWS", "BOOL", (1,)),
+        Tensor("FOLLOWER", "INT32", (1,)),
     ),
 )
 
@@ -115,7 +114,7 @@ TENSORRT_LLM = ModelTensors(
         _scalar("exclude_input_in_output", "BOOL"),
         _scalar("stop", "BOOL"),
         _scalar("streaming", "BOOL"),
-        _scalar("postprocessing_follows", "BOOL"),
+        _scalar("follower", "INT32"),
     ),
     outputs=(
         Tensor("output_ids", "INT32", (-1, -1)),

@@ -19,7 +19,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Answer:
-    """Collects tokens and makes responses of them: one for each piece when streaming, else one at the end."""
+    """Collects tokens and makes responses of them: any number when streaming, else one at the end."""
 
     def __init__(
         self,
@@ -48,8 +48,8 @@ class Answer:
             if watcher:
                 watcher.skip(generation.prompt)
 
-    def add(self, tokens: Sequence[int], log_probs: Sequence[float] | None, *, finished: bool) -> Arrays | None:
-        """Take new tokens; return the response's tensors if there is one to send now.
+    def take(self, tokens: Sequence[int], log_probs: Sequence[float] | None, *, finished: bool) -> bool:
+        """Take new tokens; return whether there is a response to send.
 
         Sets ``finished`` when this was the last of the answer: the engine says so, or a stop word is in the text.
         """
@@ -64,16 +64,15 @@ class Answer:
         if self._watcher:
             self._watcher.push(tokens[: len(tokens) - self._hidden], final=finished)
             self.finished = finished or self._watcher.stopped
-        if not self.finished and not (self.generation.streaming and self._tokens):
-            return None
-        return self._response()
+        return self.finished or (self.generation.streaming and bool(self._tokens))
 
     def _ending(self, tokens: Sequence[int]) -> int:
         """Return how many of the last tokens are a stop word and no text, as far as one id says so: 0 or 1."""
         ends = {word[0] for word in self.generation.stop_words if len(word) == 1}
         return int(bool(tokens) and tokens[-1] in ends)
 
-    def _response(self) -> Arrays:
+    def response(self) -> Arrays:
+        """Return a response's tensors: all that has come since the one before."""
         count = len(self._tokens)
         # Nothing new is one place of padding: Triton has no empty tensors.
         arrays: Arrays = {

@@ -14,6 +14,7 @@ from shardyard.errors import RequestError
 from shardyard.model_repo.ensemble import STEPS, Step
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.client import Client
+from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.tensors import SIDE_OUTPUTS
 
 __all__ = ["Chain", "ChainError"]
@@ -34,6 +35,9 @@ class Chain:
 
     The three models and the way the tensors take are the ensemble's own table. A client that goes away ends its
     sequence: one thread looks after all clients and sends ``stop`` to the engine.
+
+    Triton 2.51's stub can deadlock when a response reaches an iterator whose thread is still waking up for the one
+    before. The engine sends a chunk only after the one before is acknowledged (``Follower``), so that does not happen.
     """
 
     def __init__(self) -> None:
@@ -53,8 +57,7 @@ class Chain:
             ChainError: one of the models refused the request or failed.
         """
         pool = {**tensors, **_call(_PREPROCESSING, tensors)}
-        # That is a promise to look at every chunk at once; here a chunk may wait for its thread.
-        pool["_POSTPROCESSING_FOLLOWS"] = np.array([[False]])
+        pool["_FOLLOWER"] = np.array([[Follower.MODEL]], dtype=np.int32)
         inner = str(uuid.uuid4())
         with self._lock:
             self._clients[inner] = client

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shardyard.errors import RequestError
 from shardyard.model_repo.models.arrays import Tensors, flag, integer, number, row
+from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.word_lists import unpack_words
 
 __all__ = ["Defaults", "Generation", "Limits", "parse_generation"]
@@ -48,7 +49,7 @@ class Generation:
     perf_metrics: bool
     num_input_tokens: bool
     num_output_tokens: bool
-    postprocessing_follows: bool
+    follower: Follower
 
 
 def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Generation:
@@ -82,7 +83,7 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
         perf_metrics=flag(tensors, "return_perf_metrics"),
         num_input_tokens=flag(tensors, "return_num_input_tokens"),
         num_output_tokens=flag(tensors, "return_num_output_tokens"),
-        postprocessing_follows=flag(tensors, "postprocessing_follows"),
+        follower=_follower(tensors),
     )
 
 
@@ -166,6 +167,13 @@ def _top_p(tensors: Tensors) -> float:
         raise RequestError(f"top_p is {value:g}", "it is a share of the probability: at most 1")
     # As TensorRT-LLM: not positive counts as absent.
     return max(value, 0.0)
+
+
+def _follower(tensors: Tensors) -> Follower:
+    value = integer(tensors, "follower")
+    if value not in Follower.__members__.values():
+        raise RequestError(f"follower is {value}", "it is a note between the repository's models", "leave it out")
+    return Follower(value)
 
 
 def _repetition_penalty(tensors: Tensors) -> float:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from shardyard.errors import RequestError
 from shardyard.model_repo.models.arrays import Tensors, integer, text, texts
 from shardyard.model_repo.models.generation import check_lengths
+from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.word_lists import pack_words
 
@@ -53,7 +54,7 @@ class Preprocessor:
             "REQUEST_OUTPUT_LEN": np.array([[new]], dtype=np.int32),
             "OUT_END_ID": np.array([[end_id]], dtype=np.int32),
             "OUT_PAD_ID": np.array([[integer(tensors, "PAD_ID", self.pad_id)]], dtype=np.int32),
-            "POSTPROCESSING_FOLLOWS": np.array([[True]]),
+            "FOLLOWER": np.array([[Follower.ENSEMBLE]], dtype=np.int32),
         }
 
     def _prompt(self, tensors: Tensors) -> list[int]:

@@ -78,7 +78,7 @@ class TritonPythonModel:
             client.end()
             return
         generation = parse_generation(tensors, self._limits, self._defaults)
-        if not generation.postprocessing_follows:  # Else preprocessing has looked.
+        if not generation.follower:  # Else preprocessing has looked.
             check_parameters(request.parameters(), self._known)
         self._streams.submit(generation, self._tokenizer, client, request.request_id())
 

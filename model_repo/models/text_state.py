@@ -6,14 +6,27 @@ An ensemble in Triton cannot carry a tensor around a decoupled step, so this goe
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["NO_LIMIT", "TextState"]
+__all__ = ["NO_LIMIT", "Follower", "TextState"]
 
 #: ``limit`` of a stream that has no stop words.
 NO_LIMIT = -1
+
+
+class Follower(IntEnum):
+    """Who takes the chunks of an answer to ``postprocessing``, which acknowledges them.
+
+    The next chunk of an answer waits for that; what the engine makes in the meantime goes out with it. That a chunk of
+    an ensemble's answer is never acknowledged means that its client has gone away.
+    """
+
+    NOBODY = 0
+    ENSEMBLE = 1
+    MODEL = 2
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ def _generation(**changes: Any) -> Generation:
     return replace(parse_generation(tensors, Limits(100, 1000), Defaults(True)), **changes)
 
 
+def _add(answer: Answer, tokens: list[int], log_probs: list[float] | None, *, finished: bool) -> dict[str, Any] | None:
+    return answer.response() if answer.take(tokens, log_probs, finished=finished) else None
+
+
 def _text(streams: TextStreams, arrays: dict[str, Any]) -> str:
     state = TextState.from_array(arrays["text_state"])
     [text] = streams.text(arrays["output_ids"].reshape(1, -1), arrays["sequence_length"].reshape(-1), state)
@@ -32,8 +36,8 @@ def _text(streams: TextStreams, arrays: dict[str, Any]) -> str:
 
 def test_a_stream_has_a_response_for_each_piece() -> None:
     answer = Answer(_generation(streaming=True))
-    first = answer.add([5], None, finished=False)
-    last = answer.add([6, 7], None, finished=True)
+    first = _add(answer, [5], None, finished=False)
+    last = _add(answer, [6, 7], None, finished=True)
     assert first is not None and last is not None and answer.finished
     assert first["output_ids"].tolist() == [[[5]]]
     assert last["output_ids"].tolist() == [[[6, 7]]]
@@ -46,17 +50,27 @@ def test_a_stream_has_a_response_for_each_piece() -> None:
 
 def test_one_response_when_not_streaming() -> None:
     answer = Answer(_generation(include_prompt=True))
-    assert answer.add([5], None, finished=False) is None
-    arrays = answer.add([6], None, finished=True)
+    assert _add(answer, [5], None, finished=False) is None
+    arrays = _add(answer, [6], None, finished=True)
     assert arrays is not None
     assert arrays["output_ids"].tolist() == [[[1, 2, 5, 6]]]
     assert arrays["sequence_length"].tolist() == [[4]]
 
 
+def test_what_comes_before_it_can_be_sent_goes_out_as_one() -> None:
+    answer = Answer(_generation(streaming=True, log_probs=True))
+    assert answer.take([5], [-1.0], finished=False)
+    assert answer.take([6], [-2.0], finished=True)
+    arrays = answer.response()
+    assert arrays["output_ids"].tolist() == [[[5, 6]]]
+    assert arrays["output_log_probs"].tolist() == [[[-1.0, -2.0]]]
+    assert TextState.from_array(arrays["text_state"]).finished
+
+
 def test_an_end_without_tokens_is_padding() -> None:
     answer = Answer(_generation(streaming=True))
-    answer.add([5], None, finished=False)
-    arrays = answer.add([], None, finished=True)
+    _add(answer, [5], None, finished=False)
+    arrays = _add(answer, [], None, finished=True)
     assert arrays is not None
     assert arrays["output_ids"].tolist() == [[[-1]]]
     assert arrays["sequence_length"].tolist() == [[0]]
@@ -66,8 +80,8 @@ def test_what_is_asked_for() -> None:
     times = itertools.count(100, 10)
     wanted = {"log_probs": True, "perf_metrics": True, "num_input_tokens": True, "num_output_tokens": True}
     answer = Answer(_generation(streaming=True, **wanted), clock=lambda: next(times))
-    first = answer.add([5], [-0.5], finished=False)
-    last = answer.add([6], [-0.25], finished=True)
+    first = _add(answer, [5], [-0.5], finished=False)
+    last = _add(answer, [6], [-0.25], finished=True)
     assert first is not None and last is not None
     assert "last_token_time_ns" not in first
     assert last["output_log_probs"].tolist() == [[[-0.25]]]
@@ -94,7 +108,7 @@ def test_stop_words_end_the_answer_and_are_no_part_of_it(tokenizer: Tokenizer, s
     answer = Answer(_generation(streaming=streaming), watcher=StopWatcher(tokenizer, [word]))
     streams, text = TextStreams(tokenizer), ""
     for place, index in enumerate(ids):
-        arrays = answer.add([index], None, finished=place == len(ids) - 1)
+        arrays = _add(answer, [index], None, finished=place == len(ids) - 1)
         text += _text(streams, arrays) if arrays else ""
         if answer.finished:
             break
@@ -106,7 +120,7 @@ def test_a_stop_word_of_one_token_is_not_shown(byte_level: Tokenizer) -> None:
     half = byte_level.encode("Ж", special=False)[0]
     answer = Answer(_generation(streaming=True, stop_words=((half,),)))
     streams = TextStreams(byte_level)
-    arrays = answer.add([*byte_level.encode("so", special=False), half], None, finished=True)
+    arrays = _add(answer, [*byte_level.encode("so", special=False), half], None, finished=True)
     assert arrays is not None
     assert _text(streams, arrays) == "so"
 
@@ -115,7 +129,7 @@ def test_a_prompt_that_is_repeated_does_not_stop_its_answer(byte_level: Tokenize
     prompt = tuple(byte_level.encode("is it so? "))
     generation = _generation(prompt=prompt, include_prompt=True)
     answer = Answer(generation, watcher=StopWatcher(byte_level, ["so"]))
-    arrays = answer.add(byte_level.encode("yes so be it", special=False), None, finished=False)
+    arrays = _add(answer, byte_level.encode("yes so be it", special=False), None, finished=False)
     assert arrays is not None and answer.finished
     assert _text(TextStreams(byte_level), arrays) == "is it so? yes "
 
@@ -128,7 +142,7 @@ def test_streams_do_not_mix(byte_level: Tokenizer) -> None:
     for place in range(max(map(len, ids.values()))):
         for number, answer in answers.items():
             if place < len(ids[number]):
-                arrays = answer.add([ids[number][place]], None, finished=place == len(ids[number]) - 1)
+                arrays = _add(answer, [ids[number][place]], None, finished=place == len(ids[number]) - 1)
                 assert arrays is not None
                 shown[number] += _text(streams, arrays)
     assert shown == texts
@@ -138,8 +152,8 @@ def test_streams_do_not_mix(byte_level: Tokenizer) -> None:
 def test_a_chunk_out_of_turn_is_an_error(byte_level: Tokenizer) -> None:
     streams = TextStreams(byte_level)
     answer = Answer(_generation(streaming=True))
-    answer.add([300], None, finished=False)
-    second = answer.add([301], None, finished=False)
+    _add(answer, [300], None, finished=False)
+    second = _add(answer, [301], None, finished=False)
     assert second is not None
     with pytest.raises(RequestError, match="chunk 1 of an answer came out of turn"):
         _text(streams, second)
@@ -149,12 +163,12 @@ def test_old_streams_go(byte_level: Tokenizer) -> None:
     now = [0.0]
     streams = TextStreams(byte_level, most=3, idle_s=10, clock=lambda: now[0])
     for number in range(1, 6):
-        arrays = Answer(_generation(streaming=True), stream=number).add([300], None, finished=False)
+        arrays = _add(Answer(_generation(streaming=True), stream=number), [300], None, finished=False)
         assert arrays is not None
         _text(streams, arrays)
     assert len(streams) == 3
     now[0] = 11.0
-    arrays = Answer(_generation(streaming=True), stream=9).add([300], None, finished=False)
+    arrays = _add(Answer(_generation(streaming=True), stream=9), [300], None, finished=False)
     assert arrays is not None
     _text(streams, arrays)
     assert len(streams) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,14 @@ def test_made_anew(checkpoint: Path, tmp_path: Path) -> None:
     assert "tokenizer/tokenizer_config.json" in str(_fill(checkpoint, tmp_path, max_queue_size=3).reason)
     (checkpoint / "generation_config.json").write_text('{"eos_token_id": 2}')
     assert "end_ids" in str(_fill(checkpoint, tmp_path, max_queue_size=3).reason)
+
+
+def test_made_anew_when_the_tables_change(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fill(checkpoint, tmp_path)
+    less = replace(MODELS["postprocessing"], inputs=MODELS["postprocessing"].inputs[:2])
+    monkeypatch.setitem(MODELS, "postprocessing", less)
+    monkeypatch.setattr("shardyard.model_repo.fill.check_edges", lambda: None)
+    assert "tables" in str(_fill(checkpoint, tmp_path).reason)
 
 
 def test_a_tokenizer_of_its_own(checkpoint: Path, tmp_path: Path) -> None:

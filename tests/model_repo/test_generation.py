@@ -91,6 +91,7 @@ REFUSED = [
     ({"end_id": [100]}, "end_id has the id 100"),
     ({"stop_words_list": [[[100], [1]]]}, "stop_words_list has the id 100"),
     ({"seed": [[1, 2]]}, "seed has 2 values"),
+    ({"follower": [3]}, "follower is 3"),
 ]
 
 

@@ -355,3 +355,27 @@ def test_requests_beyond_the_queue_are_refused_and_the_others_answered(endpoint:
     refused = [answer["error"] for answer in answers if "error" in answer]
     assert refused and all("queue" in error for error in refused)
     assert len(answers) - len(refused) >= BATCH + QUEUE
+
+
+def test_many_streams_with_clients_that_come_and_go(endpoint: Endpoint) -> None:
+    """No stream is taken for abandoned that is not, and nothing is left of those that are."""
+
+    def use(number: int) -> list[int]:
+        counts = []
+        model = "tensorrt_llm_bls" if number % 2 else "ensemble"
+        with StreamClient(endpoint, model) as client:
+            for turn in range(3):
+                request = GenerateRequest(f"{PROMPT} {number}", 120, end_id=-1, min_tokens=120)
+                stream = client.generate(request)
+                if (number + turn) % 3 == 0:
+                    next(stream)
+                    stream.close()  # type: ignore[attr-defined]
+                else:
+                    counts.append(len("".join(stream)))
+        return counts
+
+    with ThreadPoolExecutor(BATCH + QUEUE - 2) as pool:
+        lengths = [count for counts in pool.map(use, range(BATCH + QUEUE - 2)) for count in counts]
+    assert len(lengths) == 16
+    assert min(lengths) > 120
+    _wait_for(endpoint, "active", lambda count: count == 0, 10)

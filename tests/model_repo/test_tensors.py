@@ -44,7 +44,7 @@ GOLDEN_OUTPUTS = {
         first_token_time_ns INT64 [1] / last_token_time_ns INT64 [1]""",
 }
 #: What Shardyard adds, for reasons that model_repo/README.md gives.
-OWN = {"POSTPROCESSING_FOLLOWS", "postprocessing_follows", "text_state", "TEXT_STATE"}
+OWN = {"FOLLOWER", "follower", "text_state", "TEXT_STATE"}
 #: Required by TensorRT-LLM; optional here, so that a request without them gets an error that says so.
 LENIENT = {"QUERY", "REQUEST_OUTPUT_LEN", "text_input", "max_tokens"}
 

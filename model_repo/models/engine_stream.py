@@ -1,0 +1,56 @@
+"""One request that the engine is working on, and when its next response may go out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from shardyard.model_repo.models.acknowledge import Board
+from shardyard.model_repo.models.answer import Answer
+from shardyard.model_repo.models.client import Client
+from shardyard.model_repo.models.text_state import Follower
+
+__all__ = ["EngineStream"]
+
+#: Seconds after which a chunk that was not acknowledged is worth a question.
+PATIENCE = 0.5
+
+#: Seconds after which the next chunk goes out all the same: there may be nobody who acknowledges.
+LONGEST_WAIT = 10.0
+
+
+@dataclass(eq=False)
+class EngineStream:
+    """``engine_id``: the engine's number. ``hurry``: wait for nothing more. ``silent``: questions without an answer."""
+
+    answer: Answer
+    client: Client
+    request_id: str
+    board: Board
+    engine_id: int = 0
+    hurry: bool = False
+    silent: int = 0
+    sent_at: float = field(default=0.0)
+
+    def may_send(self) -> bool:
+        """Tell whether the chunk before has been seen, or need not be."""
+        return self.hurry or self._seen() or time.monotonic() - self.sent_at > LONGEST_WAIT
+
+    def send(self) -> None:
+        """Send what there is; it is the last response if the answer is finished."""
+        arrays = self.answer.response()
+        self.sent_at = time.monotonic()
+        self.client.send(arrays, final=self.answer.finished)
+
+    def unseen(self) -> bool:
+        """Tell whether the ensemble ought to have brought the last chunk to ``postprocessing`` by now and has not."""
+        if self.answer.generation.follower is not Follower.ENSEMBLE:
+            return False
+        late = not self._seen() and time.monotonic() - self.sent_at > PATIENCE
+        if not late:
+            self.silent = 0
+        return late
+
+    def _seen(self) -> bool:
+        answer = self.answer
+        return not answer.channel or self.board.seen(answer.stream) >= answer.chunks
