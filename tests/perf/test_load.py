@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -172,4 +173,5 @@ class _KillOnProgress(Console):
         """Kill it two seconds after the line about the load."""
         if "users" in text:
             pid = next(p.pid for p in psutil.Process().children(recursive=True) if p.name() == "tritonserver")
-            os.posix_spawn("/bin/sh", ["sh", "-c", f"sleep 2; kill -{signal.SIGKILL:d} {pid}"], os.environ)
+            self.killer = threading.Timer(2.0, os.kill, (pid, signal.SIGKILL))
+            self.killer.start()
