@@ -80,7 +80,8 @@ class _Attention:
         shares = np.exp(scores - scores.max(-1, keepdims=True))
         shares /= shares.sum(-1, keepdims=True)
         mixed = shares.reshape(spec.kv_heads, count * group, -1) @ self.values[slots].transpose(1, 0, 2)
-        return mixed.reshape(spec.kv_heads, count, group, -1).transpose(1, 0, 2, 3).reshape(count, -1)
+        joined: Array = mixed.reshape(spec.kv_heads, count, group, -1).transpose(1, 0, 2, 3).reshape(count, -1)
+        return joined
 
 
 class _CappedAttention(ov.Op):  # type: ignore[misc]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shardyard.builder.layout import stage_layers
 from shardyard.runtime.names import POSITIONS
 from shardyard.runtime.network import (
     Activation,
@@ -98,7 +99,6 @@ def network_problem(config: Config) -> str | None:
         "hidden_act": tuple(_ACTIVATIONS),
         "position_embedding_type": _POSITIONS,
         "do_layer_norm_before": (True, None),
-        "attn_logit_softcapping": (None,),
     }
     for key, fine in known.items():
         if config.get(key) not in fine:
@@ -120,7 +120,7 @@ def describe_network(
     tp, pp = mapping["tp_size"], mapping["pp_size"]
     stage, tp_rank = divmod(rank, tp)
     return NetworkSpec(
-        layers=_layers(config, shapes),
+        layers=_layers(config, stage, shapes),
         hidden=config["hidden_size"],
         block=family.block(config),
         norm=family.norm,
@@ -154,11 +154,14 @@ def length_problem(spec: NetworkSpec, shapes: Shapes) -> str | None:
     return rope_problem(rope, spec.max_positions) if rope else None
 
 
-def _layers(config: Config, shapes: Shapes) -> tuple[LayerSpec, ...]:
-    count = sum(name.endswith(".attention.dense.weight") for name in shapes)
+def _layers(config: Config, stage: int, shapes: Shapes) -> tuple[LayerSpec, ...]:
+    kinds = config.get("layer_types")
     return tuple(
-        LayerSpec("experts" if f"transformer.layers.{layer}.mlp.router.weight" in shapes else "mlp")
-        for layer in range(count)
+        LayerSpec(
+            "experts" if f"transformer.layers.{index}.mlp.router.weight" in shapes else "mlp",
+            config["sliding_window"] if kinds and kinds[layer] == "sliding_attention" else 0,
+        )
+        for index, layer in enumerate(stage_layers(config["num_hidden_layers"], config["mapping"]["pp_size"])[stage])
     )
 
 
