@@ -12,7 +12,7 @@ __all__ = ["QUANT_ALGOS", "unified_config"]
 _POSITIONS = {"rope": "rope_gpt_neox", "learned": "learned_absolute", "alibi": "alibi_with_scale"}
 
 #: TensorRT-LLM's name for each of the pipeline file's quantizations. Weights stay plain here; the build quantizes.
-QUANT_ALGOS: dict[str, str | None] = {"none": None, "w8a16": "W8A16"}
+QUANT_ALGOS: dict[str, str | None] = {"none": None, "dequantized": None, "w8a16": "W8A16", "w4a16": "W4A16"}
 
 
 def unified_config(config: HfConfig, parallel: ParallelSpec, dtype: str, quantization: str) -> dict[str, Any]:

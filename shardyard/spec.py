@@ -85,8 +85,8 @@ class EngineSpec(_Section):
         Field(description="arithmetic of the CPU engine; auto: float32 for float32 and int8 weights, else bfloat16"),
     ] = "auto"
     kv_cache: Annotated[
-        Literal["auto", "float32", "bfloat16", "int8"],
-        Field(description="key/value cache type; auto: float32 for float32 weights, else int8"),
+        Literal["auto", "float32", "bfloat16", "int8", "fp8"],
+        Field(description="key/value cache type; auto: float32 for float32 weights, else int8; fp8: GPU targets"),
     ] = "auto"
     kv_cache_tokens: Annotated[
         Positive | None, Field(description="tokens that the paged cache holds; default: what the largest batch needs")
@@ -195,7 +195,11 @@ class Pipeline(_Section):
     model: ModelSpec
     parallel: ParallelSpec = ParallelSpec()
     quantization: Annotated[
-        Literal["none", "w8a16"], Field(description="w8a16: int8 weights, symmetric per output channel")
+        Literal["none", "w8a16", "w4a16", "dequantized"],
+        Field(
+            description="w8a16: int8 weights; w4a16: int4 weights, the CPU engine's in groups; none: as the checkpoint "
+            "has them, also quantized ones; dequantized: plain weights of a quantized checkpoint"
+        ),
     ] = "none"
     engine: EngineSpec = EngineSpec()
     serve: ServeSpec = ServeSpec()
