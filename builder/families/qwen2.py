@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from shardyard.builder.families.llama import TABLE
+from shardyard.builder.families.blocks import ATTENTION, ENDS, MLP, NORMS, moe_config
 from shardyard.builder.families.rules import Family
 
-__all__ = ["QWEN2"]
+__all__ = ["DEFAULTS", "EXTRAS", "QWEN2"]
+
+DEFAULTS = {"norm_epsilon": 1e-6, "max_position_embeddings": 32768, "hidden_act": "silu"}
+
+EXTRAS = {
+    "attn_bias": lambda config: config.qkv_bias,
+    "mlp_bias": lambda config: config.mlp_bias,
+    "disable_weight_only_quant_plugin": False,
+    "seq_length": 8192,
+    "use_logn_attn": False,
+    "num_labels": 1,
+    "mlp_only_layers": lambda config: sorted(config.moe.but),
+    "decoder_sparse_step": lambda config: config.moe.every or 1,
+    "moe_intermediate_size": lambda config: config.moe_intermediate_size,
+    "moe_shared_expert_intermediate_size": lambda config: config.shared_expert_intermediate_size,
+    "moe": moe_config,
+}
 
 QWEN2 = Family(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
-    table=TABLE,
-    defaults={"norm_epsilon": 1e-6, "max_position_embeddings": 32768, "hidden_act": "silu"},
-    extras={
-        "attn_bias": True,
-        "mlp_bias": lambda config: config.mlp_bias,
-        "disable_weight_only_quant_plugin": False,
-        "qwen_type": "qwen2",
-        "seq_length": 8192,
-        "use_logn_attn": False,
-        "num_labels": 1,
-        "mlp_only_layers": [],
-        "decoder_sparse_step": 1,
-        "moe_intermediate_size": 0,
-        "moe_shared_expert_intermediate_size": 0,
-    },
-    fixed={"qkv_bias": True, "dense_bias": False},
+    table=(*ENDS, *NORMS, *ATTENTION, *MLP),
+    defaults=DEFAULTS,
+    extras={**EXTRAS, "qwen_type": "qwen2"},
+    fixed={"qkv_bias": True, "dense_bias": False, "mlp_bias": False},
 )

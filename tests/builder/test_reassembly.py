@@ -47,6 +47,7 @@ def grids(draw: st.DrawFn) -> tuple[dict[str, Any], ParallelSpec, str]:
         "tie_word_embeddings": draw(st.booleans()),
         "torch_dtype": draw(st.sampled_from(["float32", "float16", "bfloat16"])),
     }
+    model["mlp_bias"] &= model["architectures"] == ["LlamaForCausalLM"]
     parallel = ParallelSpec(
         tp=tp,
         pp=draw(st.integers(1, layers)),
