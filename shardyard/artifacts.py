@@ -231,9 +231,15 @@ def _changes(noun: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Itera
 
 @dataclass
 class Draft:
-    """An artifact being written. Write files into ``folder``; name their timings and settings here."""
+    """An artifact being written: files go into ``folder``.
+
+    A stage that hashes files while they pass through its memory leaves their stamps in ``inputs`` (these replace the
+    ones that it began with) and ``outputs`` (by name), so that nothing is read twice.
+    """
 
     folder: Path
+    inputs: dict[str, FileStamp] = field(default_factory=dict)
+    outputs: dict[str, FileStamp] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -258,12 +264,14 @@ def write_artifact(
         with _exclusive(target), _staging(target) as folder:
             draft = Draft(folder)
             yield draft
-            outputs = stamp_files(folder, (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()))
+            names = (str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+            outputs = stamp_files(folder, names, draft.outputs)
+            inputs = {**inputs, **draft.inputs}
             manifest = Manifest(
                 stage=stage,
                 key=content_key(stage, inputs, settings, toolchain),
                 source=source.name if source.absolute().parent == target.parent else str(source.absolute()),
-                inputs=dict(inputs),
+                inputs=inputs,
                 outputs=outputs,
                 settings=dict(settings),
                 toolchain=dict(toolchain),
