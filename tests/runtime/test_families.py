@@ -1,0 +1,87 @@
+"""Every family's rank files on the engine, against the logits that transformers computed for the checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shardyard.builder.convert import convert_checkpoint
+from shardyard.builder.targets.cpu import rank_arrays
+from shardyard.runtime.rank import RankModel, RankSettings
+from shardyard.runtime.world import World
+from shardyard.spec import ParallelSpec
+
+#: The bar of the certificate: largest error over largest logit.
+MAX_RELATIVE = 1e-4
+FAMILIES = [
+    *("llama", "llama-bias", "llama-linear", "llama-yarn", "mistral", "qwen2", "qwen3"),
+    *("mixtral", "qwen2_moe", "qwen3_moe"),
+]
+#: Grids that two ranks make, and families on each: together all ways in which ranks share a layer.
+GRIDS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
+    "tp2": ({"tp": 2}, ("llama-bias", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe")),
+    "moe_ep2": ({"tp": 2, "moe_ep": 2}, ("mixtral", "qwen2_moe", "qwen3_moe")),
+    "pp2": ({"pp": 2}, ("mistral", "qwen2_moe", "qwen3_moe")),
+}
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A checkpoint, prompts, and the logits of each prompt's last positions."""
+
+    folder: Path
+    prompts: list[list[int]]
+    logits: list[Any]
+
+    def error(self, got: list[Any]) -> float:
+        """Return the largest error of any prompt, relative to its largest logit."""
+        pairs = zip(got, self.logits, strict=True)
+        return max(float(np.abs(g[-len(w) :] - w).max() / np.abs(w).max()) for g, w in pairs)
+
+
+@pytest.fixture(scope="module")
+def golden(root: Path, make_checkpoint: Callable[..., Path]) -> Callable[[str], Golden]:
+    def load(name: str) -> Golden:
+        path = root / "tests" / "golden" / "logits" / name
+        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        arrays = np.load(path.with_suffix(".npz"))
+        cases = described["cases"]
+        names = [*(f"logits_{index}" for index in range(len(cases))), "logits_long"]
+        return Golden(
+            make_checkpoint(*described["options"]),
+            [case["ids"] + case["tokens"] for case in cases] + [described["long"]],
+            [arrays[key] for key in names],
+        )
+
+    return load
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_rank(name: str, golden: Callable[[str], Golden], tmp_path: Path) -> None:
+    wanted = golden(name)
+    convert_checkpoint(wanted.folder, tmp_path, ParallelSpec())
+    spec, arrays = rank_arrays(tmp_path, 0, weights="float32")
+    model = RankModel(spec, arrays, World(1, 1), RankSettings.exact())
+    assert wanted.error([model.logits(prompt) for prompt in wanted.prompts]) < MAX_RELATIVE
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("grid", GRIDS)
+def test_two_ranks(grid: str, golden: Callable[[str], Golden], run_world: Any, tmp_path: Path) -> None:
+    degrees, names = GRIDS[grid]
+    wanted = {name: golden(name) for name in names}
+    jobs = []
+    for name, each in wanted.items():
+        (tmp_path / name).mkdir()
+        convert_checkpoint(each.folder, tmp_path / name, ParallelSpec(**degrees))
+        jobs.append({"checkpoint": str(tmp_path / name), "prompts": each.prompts})
+    (tmp_path / "jobs.json").write_text(json.dumps(jobs))
+    run_world(2, "families.py", tmp_path / "jobs.json")
+    errors = {name: each.error(list(np.load(tmp_path / name / "logits.npz").values())) for name, each in wanted.items()}
+    assert max(errors.values()) < MAX_RELATIVE, errors
