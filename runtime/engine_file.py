@@ -35,6 +35,7 @@ _CODES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
 }
 _CODE_OF = {dtype: code for code, dtype in _CODES.items()}
 
@@ -54,7 +55,7 @@ class ArrayInfo:
 
 
 def write_engine(path: Path, network: NetworkSpec, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write an engine file from arrays that are all in memory (float32, float16, bfloat16 or int8)."""
+    """Write an engine file from arrays that are all in memory (float32, float16, bfloat16, int8 or uint8)."""
     infos = [ArrayInfo(name, array.dtype, array.shape) for name, array in arrays.items()]
     ordered = aligned_order(infos)
     write_arrays(path, network, ordered, (arrays[info.name] for info in ordered))

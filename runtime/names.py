@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["EMBEDDING", "FINAL_NORM", "HEAD", "POSITIONS", "scale_name"]
+__all__ = ["EMBEDDING", "FINAL_NORM", "HEAD", "POSITIONS", "group_scale_name", "scale_name", "zero_name"]
 
 EMBEDDING = "transformer.vocab_embedding.weight"
 POSITIONS = "transformer.position_embedding.weight"
@@ -14,3 +14,13 @@ HEAD = "lm_head.weight"
 def scale_name(weight: str) -> str:
     """Return the name of the scales of an int8 weight ``….weight``."""
     return f"{weight.removesuffix('weight')}per_channel_scale"
+
+
+def group_scale_name(weight: str) -> str:
+    """Return the name of the scales of a weight ``….weight`` in groups."""
+    return f"{weight.removesuffix('weight')}weights_scaling_factor"
+
+
+def zero_name(weight: str) -> str:
+    """Return the name of the zero points of a weight ``….weight`` in groups."""
+    return f"{weight.removesuffix('weight')}zero"

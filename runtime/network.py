@@ -31,7 +31,7 @@ __all__ = [
     "WeightType",
 ]
 
-WeightType = Literal["float32", "bfloat16", "float16", "int8"]
+WeightType = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 ComputeType = Literal["float32", "bfloat16"]
 KvType = Literal["float32", "bfloat16", "int8"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]

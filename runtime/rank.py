@@ -37,13 +37,14 @@ from shardyard.runtime.world import World
 __all__ = ["RankModel", "RankSettings"]
 
 _PRECISIONS: dict[str, str] = {"float32": "f32", "bfloat16": "bf16", "int8": "u8"}
-#: Elements of an activation that share one scale when int8 weights meet them; 0 leaves activations alone.
-_QUANTIZATION_GROUP = {"int8": 128}
+#: Elements of an activation that share one scale when weights in whole numbers meet them; 0 leaves activations alone.
+#: With weights in groups the plugin takes no more than a group.
+_QUANTIZATION_GROUP = {"int8": 128, "int4": 64}
 
 
 @dataclass(frozen=True)
 class RankSettings:
-    """How a rank computes. ``kv_blocks``: blocks of 32 tokens. ``quantize_activations``: only with int8 weights."""
+    """How a rank computes. ``kv_blocks``: blocks of 32 tokens. ``quantize_activations``: with int8 and int4."""
 
     compute: ComputeType
     kv_cache: KvType

@@ -1,7 +1,9 @@
 """A rank's arrays as OpenVINO constants that share the arrays' memory.
 
 float32 is used as it is. 16-bit arrays stay 16-bit: marked as compressed weights, or the plugin would widen them all
-when it compiles. int8 arrays have a companion ``….per_channel_scale``: value = int8 · scale of its row.
+when it compiles. int8 arrays have a companion ``….per_channel_scale``: value = int8 · scale of its row. Or, as uint8
+arrays, which hold two numbers in a byte, ``….weights_scaling_factor`` and ``….zero``: value = (number - zero) · scale
+of its group.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import openvino as ov
 import openvino.opset16 as op
 from numpy.typing import NDArray
 
-from shardyard.runtime.names import scale_name
+from shardyard.runtime.names import group_scale_name, scale_name, zero_name
 
 __all__ = ["Weights"]
 
@@ -44,6 +46,8 @@ class Weights:
 
     def matrix(self, name: str, rows: slice = _ALL, expert: int | None = None) -> Any:
         """Return a weight [out, in] in float32, or some of its rows; ``expert`` picks one of [experts, out, in]."""
+        if group_scale_name(name) in self.arrays:
+            return self._in_groups(name, rows, expert)
         constant = self._constant(name, rows, expert)
         if constant.get_element_type() == ov.Type.i8:
             return op.multiply(op.convert(constant, "f32"), self._constant(scale_name(name), rows, expert))
@@ -60,6 +64,25 @@ class Weights:
             return op.multiply(op.convert(picked, "f32"), op.gather(self._constant(scale_name(name)), ids, axis))
         return picked if picked.get_element_type() == ov.Type.f32 else op.convert(picked, "f32")
 
+    def _in_groups(self, name: str, rows: slice, expert: int | None) -> Any:
+        """Return (number - zero) · scale [out, in]: the shape of it that the plugin takes for a compressed weight."""
+        numbers = self._share(name, rows, expert)
+        scales, zeros = (self._share(each(name), rows, expert)[..., None] for each in (group_scale_name, zero_name))
+        out, groups = scales.shape[:2]
+        packed = numbers.dtype == np.uint8
+        columns = numbers.shape[1] * (2 if packed else 1)
+        key = f"{name} in groups", expert, rows.start or 0, out
+        if key not in self._constants:
+            kind, shape = ov.Type.u4 if packed else ov.Type.i8, [out, groups, columns // groups]
+            self._constants[key] = ov.op.Constant(ov.Tensor(numbers, shape, kind), shared_memory=True)
+        shifted = op.subtract(op.convert(self._constants[key], "f32"), op.convert(op.constant(zeros), "f32"))
+        weight = op.multiply(shifted, op.constant(scales))
+        return op.reshape(weight, op.constant(np.array([out, columns], np.int64)), False)
+
+    def _share(self, name: str, rows: slice, expert: int | None) -> NDArray[Any]:
+        array = self.arrays[name]
+        return (array if expert is None else array[expert])[rows]
+
     def _widened(self, constant: Any) -> Any:
         if constant.get_element_type() == ov.Type.f32:
             return constant
@@ -68,8 +91,7 @@ class Weights:
         return node
 
     def _constant(self, name: str, rows: slice = _ALL, expert: int | None = None) -> Any:
-        array = self.arrays[name]
-        array = (array if expert is None else array[expert])[rows]
+        array = self._share(name, rows, expert)
         key = name, expert, rows.start or 0, len(array)
         if key not in self._constants:
             kind = _TYPES[array.dtype]

@@ -77,7 +77,7 @@ class RankFile(SafetensorsFile):
         """Return a tensor: as it is in the file, or the values that a quantised weight stands for."""
         if not self.quantized(name):
             return super().array(name)
-        if self.algo in GROUPED_BITS:
+        if self.in_groups(name):
             return self.grouped(name).dequantized()
         values: Array = self._stored(name).astype(np.float32)
         if self.algo == "FP8_PER_CHANNEL_PER_TOKEN":
@@ -87,9 +87,23 @@ class RankFile(SafetensorsFile):
         values *= scale[..., None] if values.ndim == 3 else scale
         return values
 
+    @property
+    def bits(self) -> int:
+        """Bits of a number where weights are in groups."""
+        return GROUPED_BITS[str(self.algo)]
+
+    def in_groups(self, name: str) -> bool:
+        """Whether the tensor is a weight in groups of whole numbers."""
+        return self.algo in GROUPED_BITS and self.quantized(name)
+
+    def scales_shape(self, name: str) -> tuple[int, int]:
+        """Return the shape [out, in / group] of a weight's scales, where weights are in groups."""
+        groups, out = self.stored[_sibling(name, "weights_scaling_factor")].shape
+        return out, groups
+
     def grouped(self, name: str) -> GroupedWeight:
         """Return a weight of GPTQ's algorithms in whole numbers. Its zeros are worked out from zero and scale."""
-        bits = GROUPED_BITS[str(self.algo)]
+        bits = self.bits
         scales = np.ascontiguousarray(self._stored(_sibling(name, "weights_scaling_factor")).T)
         shift = self._stored(_sibling(name, "zero")).T.astype(np.float32)
         units = shift / np.where(scales == 0, np.float32(1), scales.astype(np.float32))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from shardyard.artifacts import Draft, read_manifest
+from shardyard.builder.quantization.rank_file import kept_algo
 from shardyard.builder.targets.converted import check_degrees
 from shardyard.builder.targets.cpu import read_config, write_rank_engine
 from shardyard.console import Console
@@ -37,7 +37,7 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
     manifest = read_manifest(checkpoint, "convert")
     config = read_config(checkpoint)
     check_degrees(config["mapping"], pipeline.parallel, checkpoint)
-    target = cpu_target(pipeline, config["dtype"])
+    target = cpu_target(pipeline, config["dtype"], kept_algo(config))
     limits = {name: getattr(pipeline.engine, name) for name in _LIMITS}
     settings = {"target": "cpu", **limits, "weights": target.weights, "compute": target.compute}
     settings |= {"kv_cache": target.kv_cache, "kv_cache_tokens": target.kv_cache_tokens, "threads": target.threads}
@@ -55,22 +55,26 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
     return run_stage(STAGE, out, checkpoint, manifest.outputs, settings, toolchain, work, console)
 
 
-def cpu_target(pipeline: Pipeline, dtype: str) -> CpuTarget:
+def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTarget:
     """Decide how the CPU engine computes, for rank files whose weights have the type ``dtype``.
+
+    ``kept`` is TensorRT-LLM's name of the form that quantised weights have in the rank files; None: they are plain.
 
     Raises:
         PipelineError: engine.compute and engine.kv_cache cannot be combined.
     """
     engine = pipeline.engine
-    weights: WeightType = _WEIGHTS[pipeline.quantization](dtype)
+    weights: WeightType = _KEPT.get(kept or "") or _WEIGHTS.get(pipeline.quantization) or cast(WeightType, dtype)
     narrow = weights in ("bfloat16", "float16") and bool(_BF16_FEATURES & set(cpu_features()))
     compute: ComputeType = ("bfloat16" if narrow else "float32") if engine.compute == "auto" else engine.compute
-    kv_cache: KvType = _default_cache(weights, compute) if engine.kv_cache == "auto" else engine.kv_cache
-    if kv_cache not in ("int8", compute):
+    kv_cache: KvType = _default_cache(weights, compute)
+    if engine.kv_cache in ("int8", compute):
+        kv_cache = engine.kv_cache
+    elif engine.kv_cache != "auto":
         raise PipelineError(
-            f"engine.kv_cache={kv_cache} is not possible with engine.compute={compute}",
+            f"engine.kv_cache={engine.kv_cache} is not possible with engine.compute={compute}",
             why="OpenVINO's paged attention keeps the cache in the type that it computes in, or in int8",
-            fix=f"set engine.kv_cache to {compute} or int8, or engine.compute to {kv_cache}",
+            fix=f"set engine.kv_cache to {compute} or int8, or compute in another type",
         )
     return CpuTarget(
         weights=weights,
@@ -83,7 +87,9 @@ def cpu_target(pipeline: Pipeline, dtype: str) -> CpuTarget:
     )
 
 
-_WEIGHTS: dict[str, Callable[[Any], WeightType]] = {"none": lambda dtype: dtype, "w8a16": lambda dtype: "int8"}
+_WEIGHTS: dict[str, WeightType] = {"w8a16": "int8", "w4a16": "int4"}
+#: How the engine holds what is quantised in the rank files; FP8 is dequantised to the rank files' own type.
+_KEPT: dict[str, WeightType] = {"W4A16_GPTQ": "int4", "W8A16_GPTQ": "int8"}
 
 
 def _default_cache(weights: WeightType, compute: ComputeType) -> KvType:
