@@ -38,7 +38,6 @@ class Facts:
     attention_scale: float
     score_cap: float | None
     logit_cap: float | None
-    experts: int
     experts_per_token: int
     normed_experts: bool
     sparse: tuple[bool, ...]
@@ -79,7 +78,6 @@ def read_facts(raw: Mapping[str, Any], path: Path) -> Facts:
         attention_scale=1 / math.sqrt(keys.get("query_pre_attn_scalar", head_dim)),
         score_cap=keys.get("attn_logit_softcapping"),
         logit_cap=keys.get("final_logit_softcapping"),
-        experts=int(keys.get("num_local_experts") or keys.get("num_experts") or 0),
         experts_per_token=int(keys.get("num_experts_per_tok", 0)),
         normed_experts=bool(keys.get("norm_topk_prob", False)),
         sparse=tuple(_sparse(keys, architecture, layer) for layer in range(layers)),
@@ -98,12 +96,12 @@ def _common(raw: Mapping[str, Any], architecture: Architecture) -> dict[str, Any
     """Return config.json with the common names of its keys and the family's defaults; null is the same as absent."""
     given = {key: value for key, value in raw.items() if value is not None}
     given |= {common: given[own] for common, own in architecture.keys.items() if own in given}
-    nulled = {key: None for key in ("sliding_window", *_CAPS) if key in raw and raw[key] is None}
+    nulled = {key: None for key in _NULLABLE if key in raw and raw[key] is None}
     return {**architecture.defaults, **given, **nulled}
 
 
-#: Keys in which null is a value of its own: none.
-_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+#: Keys in which null is a value of its own: none, or for heads as many as there are query heads.
+_NULLABLE = ("attn_logit_softcapping", "final_logit_softcapping", "sliding_window", "num_key_value_heads")
 
 
 def _activation(keys: Mapping[str, Any], path: Path) -> str:

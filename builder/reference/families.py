@@ -85,14 +85,21 @@ _OPT = Names(
 )
 
 _SILU = {"hidden_act": "silu", "rms_norm_eps": 1e-6}
-_QWEN = _SILU | {"max_window_layers": 28}
+_MISTRAL = _SILU | {"num_key_value_heads": 8, "max_position_embeddings": 131072}
+_MIXTRAL_DEFAULTS = _MISTRAL | {
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+}
+_QWEN = _SILU | {"sliding_window": 4096, "max_window_layers": 28, "max_position_embeddings": 32768}
 _GEMMA_DEFAULTS = {
     "head_dim": 256,
+    "max_position_embeddings": 8192,
     "hidden_act": "gelu_pytorch_tanh",
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": True,
 }
-_ONE_MIXTURE = {"use_sliding_window": False, "decoder_sparse_step": 1}
 _GPT2_KEYS = {
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
@@ -104,22 +111,25 @@ _GPT2_KEYS = {
 
 FAMILIES: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture(defaults=_SILU),
-    "MistralForCausalLM": Architecture(defaults=_SILU | {"sliding_window": 4096}),
+    "MistralForCausalLM": Architecture(defaults=_MISTRAL | {"sliding_window": 4096}),
     "MixtralForCausalLM": Architecture(
         replace(_LLAMA, experts=_MIXTRAL),
-        defaults=_SILU | {"rms_norm_eps": 1e-5, "num_experts_per_tok": 2, "norm_topk_prob": True, "rope_theta": 1e6},
+        defaults=_MIXTRAL_DEFAULTS,
     ),
-    "Qwen2ForCausalLM": Architecture(defaults=_QWEN),
-    "Qwen2MoeForCausalLM": Architecture(replace(_LLAMA, experts=_SHARED), defaults=_QWEN | {"num_experts_per_tok": 4}),
-    "Qwen3ForCausalLM": Architecture(_QK_NORM, defaults=_QWEN | {"head_dim": 128}),
+    "Qwen2ForCausalLM": Architecture(defaults=_QWEN | {"num_key_value_heads": 32}),
+    "Qwen2MoeForCausalLM": Architecture(
+        replace(_LLAMA, experts=_SHARED), defaults=_QWEN | {"num_key_value_heads": 16, "num_experts_per_tok": 4}
+    ),
+    "Qwen3ForCausalLM": Architecture(_QK_NORM, defaults=_QWEN | {"num_key_value_heads": 32, "head_dim": 128}),
     "Qwen3MoeForCausalLM": Architecture(
-        replace(_QK_NORM, experts=_QWEN_MOE), defaults=_QWEN | {"num_experts_per_tok": 8}
+        replace(_QK_NORM, experts=_QWEN_MOE),
+        defaults=_QWEN | {"num_key_value_heads": 4, "num_experts_per_tok": 8},
     ),
-    "Phi3ForCausalLM": Architecture(_PHI3, defaults=_SILU | {"rms_norm_eps": 1e-5}),
+    "Phi3ForCausalLM": Architecture(_PHI3, defaults=_SILU | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}),
     "GemmaForCausalLM": Architecture(
         norm="rms_plus_one",
         embedding_scaled=True,
-        defaults=_GEMMA_DEFAULTS,
+        defaults=_GEMMA_DEFAULTS | {"num_key_value_heads": 16},
     ),
     "Gemma2ForCausalLM": Architecture(
         _GEMMA2,
@@ -131,6 +141,7 @@ FAMILIES: dict[str, Architecture] = {
             "attn_logit_softcapping": 50.0,
             "final_logit_softcapping": 30.0,
             "query_pre_attn_scalar": 256,
+            "num_key_value_heads": 4,
             "sliding_window": 4096,
         },
     ),
@@ -163,7 +174,7 @@ FAMILIES: dict[str, Architecture] = {
         fused="grouped",
         parallel=True,
         keys={"hidden_act": "activation", "norm_epsilon": "layer_norm_epsilon", "num_key_value_heads": "num_kv_heads"},
-        defaults={"hidden_act": "gelu", "norm_epsilon": 1e-5, "tie_word_embeddings": True},
+        defaults={"hidden_act": "gelu", "norm_epsilon": 1e-5, "tie_word_embeddings": True, "multi_query": True},
         refused={"alibi": False},
     ),
     "OPTForCausalLM": Architecture(

@@ -10,8 +10,8 @@ from shardyard.builder.source import SourceCheckpoint
 
 __all__ = ["Weights"]
 
-#: Elements of a matrix that are held in float32 at a time: 256 MiB.
-_BLOCK = 1 << 26
+#: Elements of a matrix that are held in float32 at a time: 64 MiB.
+_BLOCK = 1 << 24
 
 
 class Weights:
