@@ -67,41 +67,13 @@ class _Rule:
     why: str
 
 
+def _fp8(facts: _Facts) -> bool:
+    return facts.on("context_fmha") and facts.algo in FP8_WEIGHTS
+
+
+_NO_REUSE = "without it there is no cache reuse and no chunked prefill"
+#: In the order in which the build goes through them: each sees what those before have left.
 _RULES = (
-    _Rule("use_paged_context_fmha", "disable", lambda f: not f.on("context_fmha"), "needs context_fmha"),
-    _Rule("use_fp8_context_fmha", "disable", lambda f: not f.on("context_fmha"), "needs context_fmha"),
-    _Rule(
-        "use_fp8_context_fmha",
-        "disable",
-        lambda f: f.algo not in FP8_WEIGHTS,
-        f"needs weights of {', '.join(FP8_WEIGHTS)}",
-    ),
-    _Rule(
-        "use_paged_context_fmha",
-        "disable",
-        lambda f: f.algo not in FP8_WEIGHTS and f.kv_algo == "FP8",
-        "an fp8 cache needs fp8 weights for this; without it there is no cache reuse and no chunked prefill",
-    ),
-    _Rule("use_fp8_context_fmha", "disable", lambda f: f.sm < 89, "needs SM 89 or newer"),
-    _Rule("use_paged_context_fmha", "disable", lambda f: f.sm < 89 and f.kv_algo == "FP8", "fp8 attention needs SM 89"),
-    _Rule(
-        "use_fp8_context_fmha",
-        "disable",
-        lambda f: f.on("use_paged_context_fmha") and f.kv_algo != "FP8",
-        "with use_paged_context_fmha it needs an fp8 cache",
-    ),
-    _Rule(
-        "use_fp8_context_fmha",
-        "enable",
-        lambda f: f.on("use_paged_context_fmha") and f.kv_algo == "FP8" and f.algo in FP8_WEIGHTS and f.sm >= 89,
-        "use_paged_context_fmha with an fp8 cache needs it",
-    ),
-    _Rule(
-        "use_paged_context_fmha",
-        "disable",
-        lambda f: f.kv_algo == "INT8",
-        "does not work with an int8 cache; without it there is no cache reuse and no chunked prefill",
-    ),
     _Rule(
         "reduce_fusion",
         "disable",
@@ -114,6 +86,45 @@ _RULES = (
         "disable",
         lambda f: f.on("reduce_fusion") or f.architecture != "LlamaForCausalLM" or f.algo != "NVFP4",
         "needs LlamaForCausalLM, NVFP4 and no reduce_fusion",
+    ),
+    _Rule("use_paged_context_fmha", "disable", lambda f: not f.on("context_fmha"), "needs context_fmha"),
+    _Rule("use_fp8_context_fmha", "disable", lambda f: not f.on("context_fmha"), "needs context_fmha"),
+    _Rule(
+        "use_fp8_context_fmha",
+        "disable",
+        lambda f: f.algo not in FP8_WEIGHTS,
+        f"needs weights of {', '.join(FP8_WEIGHTS)}",
+    ),
+    _Rule(
+        "use_paged_context_fmha",
+        "disable",
+        lambda f: f.algo not in FP8_WEIGHTS and f.kv_algo == "FP8",
+        f"an fp8 cache needs fp8 weights for this; {_NO_REUSE}",
+    ),
+    _Rule("use_fp8_context_fmha", "disable", lambda f: f.sm < 89, "needs SM 89 or newer"),
+    _Rule(
+        "use_paged_context_fmha",
+        "disable",
+        lambda f: f.sm < 89 and f.kv_algo == "FP8",
+        f"with an fp8 cache it needs SM 89; {_NO_REUSE}",
+    ),
+    _Rule(
+        "use_fp8_context_fmha",
+        "disable",
+        lambda f: f.on("use_paged_context_fmha") and f.kv_algo != "FP8",
+        "with use_paged_context_fmha it needs an fp8 cache",
+    ),
+    _Rule(
+        "use_fp8_context_fmha",
+        "enable",
+        lambda f: _fp8(f) and f.on("use_paged_context_fmha") and f.kv_algo == "FP8" and f.sm >= 89,
+        "use_paged_context_fmha with an fp8 cache needs it",
+    ),
+    _Rule(
+        "use_paged_context_fmha",
+        "disable",
+        lambda f: f.kv_algo == "INT8",
+        f"does not work with an int8 cache; {_NO_REUSE}",
     ),
     _Rule(
         "use_fused_mlp",
@@ -147,14 +158,16 @@ def flags_in_effect(
 
 
 def _predict(flags: Mapping[str, Value], model: GpuModel, sm: int) -> dict[str, tuple[Value, str]]:
-    config = model.config
-    facts = _Facts(flags, model.quant_algo, model.kv_algo, config["architecture"], config["mapping"]["tp_size"], sm)
-    found: dict[str, tuple[Value, str]] = {}
+    config, now = model.config, dict(flags)
+    facts = _Facts(now, model.quant_algo, model.kv_algo, config["architecture"], config["mapping"]["tp_size"], sm)
+    reasons: dict[str, str] = {}
     for rule in _RULES:
-        if rule.flag in flags and flags[rule.flag] != rule.becomes and rule.holds(facts):
-            found.setdefault(rule.flag, (rule.becomes, rule.why))
-    found.update((name, (value, why)) for name, value, why in _clipped(flags))
-    return found
+        # A flag that was not asked for is the build's own affair.
+        if now.get(rule.flag, rule.becomes) != rule.becomes and rule.holds(facts):
+            now[rule.flag], reasons[rule.flag] = rule.becomes, rule.why
+    for name, value, why in _clipped(flags):
+        now[name], reasons[name] = value, why
+    return {name: (now[name], why) for name, why in reasons.items() if now[name] != flags[name]}
 
 
 def _clipped(flags: Mapping[str, Value]) -> Iterator[tuple[str, Value, str]]:
