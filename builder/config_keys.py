@@ -30,6 +30,7 @@ class ConfigKeys:
     def __init__(self, raw: Mapping[str, Any], path: Path, family: Family) -> None:
         self.path, self.family = path, family
         self.raw = {key: value for key, value in raw.items() if value is not None}
+        self._nulls = {key for key, value in raw.items() if value is None}
         self._names = {**_USUAL, **family.keys}
         self._defaults = family.defaults
         derived = family.derive(self.raw)
@@ -66,9 +67,13 @@ class ConfigKeys:
             self.wrong(key, value, "a number above 0")
         return float(value)
 
+    def absent(self, key: str) -> bool:
+        """Whether nothing gives a field: config.json has null for it, or neither it nor a default."""
+        return self.get(key) is None or (key not in self._set and self.name(key) in self._nulls)
+
     def maybe_number(self, key: str) -> float | None:
-        """Return a number above 0, None where nothing gives one."""
-        return None if self.get(key) is None else self.number(key)
+        """Return a number above 0, None where the field is absent."""
+        return None if self.absent(key) else self.number(key)
 
     def flag(self, key: str, default: bool) -> bool:
         """Return true or false."""

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardyard.builder.families.rules import Family
+from shardyard.builder.families.rules import Family, Refused
 from shardyard.errors import CheckpointError
 
 __all__ = ["refuse"]
 
 #: Keys that change the maths, the values with which they do not, and what they ask for otherwise. A key that is
 #: absent or null is always fine; one that the family ``reads`` is supported.
-_REFUSED: tuple[tuple[str, tuple[object, ...], str], ...] = (
+_REFUSED: tuple[Refused, ...] = (
     ("hidden_act", ("silu", "swish"), "another activation"),
     ("use_sliding_window", (False,), "sliding-window attention"),
-    ("quantization_config", (), "weights that are quantized already"),
     ("partial_rotary_factor", (1, 1.0), "rotation of a part of each head"),
     ("rotary_pct", (1, 1.0), "rotation of a part of each head"),
     ("rope_interleaved", (False,), "interleaved rotation"),
@@ -50,7 +49,8 @@ def refuse(raw: Mapping[str, Any], family: Family, path: Path) -> None:
     wanted = [
         (key, raw[key], what)
         for key, fine, what in (*_REFUSED, *family.refused)
-        if key not in family.reads and raw.get(key) is not None and raw[key] not in fine
+        if key not in family.reads and raw.get(key) is not None
+        if raw[key] not in (fine(raw) if callable(fine) else fine)
     ]
     window = raw.get("sliding_window")
     if window is not None and "use_sliding_window" not in raw and "sliding_window" not in family.reads:

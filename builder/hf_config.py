@@ -239,7 +239,7 @@ def _head_dim(keys: ConfigKeys, hidden: int, heads: int) -> int:
 
 
 def _window(keys: ConfigKeys) -> int | None:
-    return None if keys.get("sliding_window") is None else keys.size("sliding_window")
+    return None if keys.absent("sliding_window") else keys.size("sliding_window")
 
 
 def _experts_per_token(keys: ConfigKeys, experts: int) -> int:

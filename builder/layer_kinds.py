@@ -47,7 +47,7 @@ def parse_sliding_layers(keys: ConfigKeys) -> LayerKinds:
     Raises:
         CheckpointError: ``layer_types`` names other layers.
     """
-    if keys.get("sliding_window") is None:
+    if keys.absent("sliding_window"):
         return LayerKinds()
     kinds = LayerKinds(every=keys.size("sliding_every", 1))
     given = keys.get("layer_types")

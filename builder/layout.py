@@ -111,7 +111,8 @@ class _Possible:
             counts["intermediate_size"] = config.intermediate_size
         if config.shared_expert_intermediate_size:
             counts["shared_expert_intermediate_size"] = config.shared_expert_intermediate_size
-        if parallel.use_parallel_embedding and parallel.embedding_sharding_dim == 1:
+        sharded = parallel.use_parallel_embedding or config.family.shards_embedding
+        if sharded and parallel.embedding_sharding_dim == 1:
             counts["hidden_size"] = config.hidden_size
         for name, count in counts.items():
             if count % tp:

@@ -81,10 +81,10 @@ def share_of(placed: Placed, tp_rank: int, parallel: ParallelSpec) -> Share:
 
 
 def resolve_cut(cut: Cut, parallel: ParallelSpec) -> Cut:
-    """Turn EMBEDDING into the cut that the degrees ask for."""
-    if cut is not Cut.EMBEDDING:
+    """Turn EMBEDDING and SHARDED into the cut that the degrees ask for."""
+    if cut not in (Cut.EMBEDDING, Cut.SHARDED):
         return cut
-    if not parallel.use_parallel_embedding:
+    if cut is Cut.EMBEDDING and not parallel.use_parallel_embedding:
         return Cut.WHOLE
     return Cut.COLUMNS if parallel.embedding_sharding_dim else Cut.VOCAB
 

@@ -35,7 +35,8 @@ def unified_config(config: HfConfig, parallel: ParallelSpec, dtype: str, quantiz
         "norm_epsilon": config.norm_epsilon,
         "hidden_act": config.activation,
         "tie_word_embeddings": config.tied,
-        "use_parallel_embedding": parallel.use_parallel_embedding,
+        "use_parallel_embedding": parallel.use_parallel_embedding
+        or (config.family.shards_embedding and parallel.tp > 1),
         "embedding_sharding_dim": parallel.embedding_sharding_dim,
         "runtime_defaults": None,
         "mapping": _mapping(parallel),

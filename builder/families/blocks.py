@@ -3,27 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from shardyard.builder.families.rules import Cut, On, Part, Rule
 
-__all__ = ["ATTENTION", "BIASED", "ENDS", "HF", "MLP", "NORMS", "QK_NORMS", "TL", "experts", "moe_config"]
+__all__ = [
+    "ATTENTION",
+    "BIASED",
+    "ENDS",
+    "HF",
+    "MLP",
+    "NORMS",
+    "QK_NORMS",
+    "TL",
+    "embeddings",
+    "experts",
+    "layer_norm",
+    "linear",
+    "moe_config",
+]
 
 #: Prefixes of a layer's tensors: in the source, and in the rank files.
 HF = "model.layers.{}."
 TL = "transformer.layers.{}."
 _Q, _K, _V, _O = (f"{HF}self_attn.{name}_proj." for name in "qkvo")
 _GATE, _UP, _DOWN = (f"{HF}mlp.{name}_proj." for name in ("gate", "up", "down"))
-_EMBEDDING = Part("model.embed_tokens.weight", "vocab", "hidden")
-_HEAD = Part("lm_head.weight", "vocab", "hidden")
 _QKV = tuple(Part(f"{name}weight", rows, "hidden") for name, rows in ((_Q, "q"), (_K, "kv"), (_V, "kv")))
 _QKV_BIAS = tuple(Part(f"{name}bias", rows) for name, rows in ((_Q, "q"), (_K, "kv"), (_V, "kv")))
 
+
+def embeddings(embedding: str, head: str) -> tuple[Rule, ...]:
+    """Return the lines of the token embeddings and of the output matrix, which are the same tensor where tied."""
+    table, rows = Part(embedding, "vocab", "hidden"), Part(head, "vocab", "hidden")
+    return (
+        Rule("transformer.vocab_embedding.weight", Cut.EMBEDDING, (table,), On.FIRST),
+        Rule("lm_head.weight", Cut.VOCAB, (rows,), On.LAST, when="untied"),
+        Rule("lm_head.weight", Cut.VOCAB, (table,), On.LAST, when="tied"),
+    )
+
+
+def layer_norm(target: str, source: str, on: On = On.LAYER, when: str = "always") -> tuple[Rule, ...]:
+    """Return the lines of a LayerNorm, which has a bias."""
+    kinds = ("weight", "bias")
+    return tuple(Rule(f"{target}.{kind}", Cut.WHOLE, (Part(f"{source}.{kind}", "hidden"),), on, when) for kind in kinds)
+
+
+def linear(target: str, cut: Cut, parts: tuple[Part, ...], bias: str) -> tuple[Rule, ...]:
+    """Return the lines of a linear layer; its bias is there where the flag ``bias`` is set.
+
+    ``parts`` are named without ``.weight``. A bias is cut with the rows; sums over columns have a whole one.
+    """
+    weights = tuple(replace(part, name=f"{part.name}.weight") for part in parts)
+    biases = tuple(replace(part, name=f"{part.name}.bias", columns=None, transposed=False) for part in parts)
+    return (
+        Rule(f"{target}.weight", cut, weights),
+        Rule(f"{target}.bias", Cut.WHOLE if cut is Cut.COLUMNS else cut, biases, when=bias),
+    )
+
+
 ENDS = (
-    Rule("transformer.vocab_embedding.weight", Cut.EMBEDDING, (_EMBEDDING,), On.FIRST),
+    *embeddings("model.embed_tokens.weight", "lm_head.weight"),
     Rule("transformer.ln_f.weight", Cut.WHOLE, (Part("model.norm.weight", "hidden"),), On.LAST),
-    Rule("lm_head.weight", Cut.VOCAB, (_HEAD,), On.LAST, when="untied"),
-    Rule("lm_head.weight", Cut.VOCAB, (_EMBEDDING,), On.LAST, when="tied"),
 )
 NORMS = (
     Rule(f"{TL}input_layernorm.weight", Cut.WHOLE, (Part(f"{HF}input_layernorm.weight", "hidden"),)),

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
-__all__ = ["Cut", "Family", "Fused", "On", "Part", "Rule"]
+__all__ = ["Cut", "Family", "Fused", "On", "Part", "Refused", "Rule"]
+
+#: A key of config.json, the values that are fine (or a function that tells them from config.json's content), and what
+#: any other value asks for.
+Refused: TypeAlias = tuple[str, tuple[object, ...] | Callable[[Mapping[str, Any]], tuple[object, ...]], str]
 
 
 class Cut(Enum):
@@ -18,6 +22,7 @@ class Cut(Enum):
     WHOLE = "the same on every rank"
     VOCAB = "rows in equal slices, after zero rows have made their number a multiple of tp"
     EMBEDDING = "WHOLE, VOCAB or COLUMNS, as use_parallel_embedding and embedding_sharding_dim say"
+    SHARDED = "VOCAB or COLUMNS, as embedding_sharding_dim says: an embedding that is never whole"
 
 
 class On(Enum):
@@ -87,7 +92,7 @@ class Family:
     A field of ``HfConfig`` comes from ``fixed`` (the same for all models of the family), else from ``derive`` (worked
     out from config.json's content), else from config.json under the name that ``keys`` gives it, else from
     ``defaults``. ``reads`` are keys of config.json that this family supports and most refuse; ``refused`` are keys that
-    only this family refuses, with the values that are fine and what any other asks for. ``extras`` are the keys that
+    only this family refuses. ``extras`` are the keys that
     TensorRT-LLM's configuration has besides the common ones: constants, or functions of the ``HfConfig``. ``prefix`` is
     what some checkpoints leave out at the beginning of all names. ``ignored`` are glob patterns of source tensors that
     carry no weights.
@@ -102,11 +107,16 @@ class Family:
     keys: Mapping[str, str] = field(default_factory=dict)
     derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
     reads: frozenset[str] = frozenset()
-    refused: tuple[tuple[str, tuple[object, ...], str], ...] = ()
+    refused: tuple[Refused, ...] = ()
     prefix: str = ""
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
 
     @property
     def embedding(self) -> str:
         """Name of the source tensor that holds the token embeddings."""
-        return next(rule.parts[0].name for rule in self.table if rule.cut is Cut.EMBEDDING)
+        return next(rule.parts[0].name for rule in self.table if rule.cut in (Cut.EMBEDDING, Cut.SHARDED))
+
+    @property
+    def shards_embedding(self) -> bool:
+        """Whether TensorRT-LLM shards this family's embedding over tp whatever use_parallel_embedding says."""
+        return any(rule.cut is Cut.SHARDED for rule in self.table)
