@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from shardyard.builder.dtypes import BY_CODE, Array
+from shardyard.builder.file_identity import FileIdentity
 from shardyard.errors import CheckpointError
 
 __all__ = ["SafetensorsFile", "TensorEntry"]
@@ -92,8 +93,10 @@ class SafetensorsFile:
         """
         self.path = path
         try:
-            size = path.stat().st_size
             with path.open("rb") as file:
+                #: What the file was when its header was read.
+                self.identity = FileIdentity.of(os.fstat(file.fileno()))
+                size = self.identity.size
                 head = file.read(8)
                 length = _header_length(path, head + file.read(24), size)
                 file.seek(8)

@@ -20,7 +20,10 @@ __all__ = ["SafetensorsWriter"]
 
 
 class SafetensorsWriter:
-    """One file being written. All its bytes are zero, and reserved on the disk, until ``write`` sets them."""
+    """One file being written, by any number of threads.
+
+    All its bytes are zero, and reserved on the disk, until ``write`` sets them.
+    """
 
     def __init__(
         self,
@@ -45,15 +48,30 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         base = 8 + len(text)
+        self.path = path
         # A row is one of the last axis: a tensor of three axes has the rows of all its matrices.
         self._row = {name: math.prod(shape[1:][-1:]) * types[name].itemsize for name, shape in shapes.items()}
         self._start = {name: base + entry["data_offsets"][0] for name, entry in header.items()}
-        self._file = path.open("wb", buffering=0)
-        self._file.write(struct.pack("<Q", len(text)) + text)
-        _reserve(self._file.fileno(), base + end)
+        #: Each tensor's name and the byte after its last, in the file's order.
+        self.ends = [(name, base + entry["data_offsets"][1]) for name, entry in header.items()]
+        self._file = path.open("w+b", buffering=0)
+        try:
+            self._file.write(struct.pack("<Q", len(text)) + text)
+            _reserve(self._file.fileno(), base + end)
+        except OSError:
+            self._file.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the file's descriptor, open for reading and writing."""
+        return self._file.fileno()
 
     def write(self, name: str, row: int, block: Array) -> None:
-        """Write rows ``row …`` of a tensor; ``block`` has the tensor's type and row shape."""
+        """Write rows ``row …`` of a tensor; ``block`` has the tensor's element size and row shape.
+
+        Raises:
+            OSError: the disk is full.
+        """
         data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         position = self._start[name] + row * self._row[name]
         while data:
