@@ -21,9 +21,9 @@ from shardyard.builder.safetensors_file import SafetensorsFile
 from shardyard.builder.source import INDEX, read_json
 from shardyard.builder.unified_config import unified_config
 from shardyard.errors import CheckpointError
-from shardyard.spec import Pipeline
+from shardyard.spec import EngineSpec, Pipeline
 
-__all__ = ["GpuModel", "model_of_checkpoint", "model_of_source"]
+__all__ = ["GpuModel", "cache_algo", "model_of_checkpoint", "model_of_source"]
 
 #: Bytes of a quantized weight in the engine, with the scales of groups of 128 where the algorithm has groups.
 _QUANTIZED: dict[str, float] = {
@@ -73,6 +73,15 @@ class GpuModel:
         return f"{config['architecture']}, {config['num_hidden_layers']} layers, {weights}, {grid}"
 
 
+#: TensorRT-LLM's name for the narrow cache types of the pipeline file; every other is the model's own type.
+_CACHES = {"int8": "INT8", "fp8": "FP8"}
+
+
+def cache_algo(engine: EngineSpec) -> str | None:
+    """Return TensorRT-LLM's name of the cache type that engine.kv_cache asks for."""
+    return _CACHES.get(engine.kv_cache)
+
+
 def model_of_source(pipeline: Pipeline) -> GpuModel:
     """Describe the model from the source's config.json, and check its index where there is one; no weights are read.
 
@@ -87,6 +96,8 @@ def model_of_source(pipeline: Pipeline) -> GpuModel:
     named = pipeline.engine.dtype
     dtype = named if named != "auto" else config.dtype or "bfloat16"
     unified = unified_config(config, pipeline.parallel, dtype, pipeline.quantization)
+    if cache := cache_algo(pipeline.engine):
+        unified["quantization"]["kv_cache_quant_algo"] = cache
     files, _ = lay_out(config, pipeline.parallel)
     item = BY_NAME[dtype].itemsize
     sizes = [_engine_bytes(((n, math.prod(shape), item) for n, shape in file.items()), unified) for file in files]
@@ -129,7 +140,10 @@ def _check_index(path: Path, config: HfConfig) -> None:
     held = read_json(path).get("weight_map")
     if not isinstance(held, dict):
         raise CheckpointError(f"{path} has no weight_map of tensor to file", fix="download the file again")
-    missing = [part.name for item in place_rules(config, 1) for part in item.parts if part.name not in held]
+    # Quantized checkpoints have qweight, scales and others in place of weight: then the module's name has to do.
+    modules = {name.rpartition(".")[0] for name in held}
+    wanted = [part.name for item in place_rules(config, 1) for part in item.parts]
+    missing = [name for name in wanted if name not in held and name.removesuffix(".weight") not in modules]
     if missing:
         raise CheckpointError(
             f"{path} names no tensor {missing[0]}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from shardyard.builder.gpu_model import cache_algo
 from shardyard.builder.limits import RESERVE
 from shardyard.builder.targets.architectures import KV_SUPPORT, WEIGHT_SUPPORT, blocked_plugins, why_not
 from shardyard.console import human_bytes
@@ -38,6 +39,24 @@ def _weights_algorithm(request: GpuRequest) -> PipelineError | None:
         why=why,
         fix=f"possible there: {', '.join(possible)}, or no quantization; or name another machine",
     )
+
+
+def _cache_type(request: GpuRequest) -> PipelineError | None:
+    model, asked = request.model, request.pipeline.engine.kv_cache
+    wanted = cache_algo(request.pipeline.engine)
+    if wanted and wanted != model.kv_algo:
+        return PipelineError(
+            f"engine.kv_cache={asked} is not what the rank files were converted for",
+            why=f"their config.json says kv_cache_quant_algo={model.kv_algo}; the cache's scales are among the weights",
+            fix="run shardyard convert again",
+        )
+    if wanted is None and asked not in ("auto", model.config["dtype"]):
+        return PipelineError(
+            f"engine.kv_cache={asked} is not possible with weights of {model.config['dtype']}",
+            why="TensorRT-LLM keeps the cache in the model's own type, or in int8 or fp8",
+            fix="set engine.kv_cache to auto, int8 or fp8",
+        )
+    return None
 
 
 def _cache_algorithm(request: GpuRequest) -> PipelineError | None:
@@ -170,6 +189,7 @@ def _cache(request: GpuRequest) -> PipelineError | None:
 CHECKS: tuple[Callable[[GpuRequest], PipelineError | None], ...] = (
     _gpu_count,
     _weights_algorithm,
+    _cache_type,
     _cache_algorithm,
     _plugins,
     _flags_together,

@@ -84,6 +84,9 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "remove it",
     ),
     ({"instance": "p6-b200.48xlarge", "toolchain": "25.10"}, "toolchain=25.10 does not support SM 100", "26.07"),
+    ({"instance": "p4de.24xlarge", "kv_cache": "fp8"}, r"cache of FP8 cannot run on A100-80GB \(SM 80\)", "INT8"),
+    ({"instance": "p6-b200.48xlarge", "kv_cache": "int8"}, "cache of INT8 cannot run on B200", "FP8"),
+    ({"kv_cache": "float32"}, "kv_cache=float32 is not possible with weights of bfloat16", "fp8"),
     ({"instance": "p5.48xlrge"}, "engine.instance=p5.48xlrge is not known", "p5.48xlarge"),
     ({"instance": None}, "needs to know the machine", "engine.instance"),
     ({"gpu": "A10G"}, "engine.gpu=A10G is not what engine.instance=p5.48xlarge has", "leave engine.gpu out"),
@@ -97,6 +100,23 @@ def test_refused(llama_70b: Path, gpu_pipeline: MakePipeline, settings: dict[str
     with pytest.raises(PipelineError, match=message) as error:
         make_request(pipeline, model_of_source(pipeline))
     assert fix in error.value.fix
+
+
+def test_a_cache_that_the_rank_files_do_not_have(
+    converted: Callable[..., tuple[Path, Path]], gpu_pipeline: MakePipeline
+) -> None:
+    source, checkpoint = converted()
+    pipeline = gpu_pipeline(source, kv_cache="int8")
+    with pytest.raises(PipelineError, match="not what the rank files were converted for"):
+        make_request(pipeline, model_of_checkpoint(pipeline, checkpoint))
+
+
+def test_a_narrow_cache_holds_twice_as_much(llama_70b: Path, gpu_pipeline: MakePipeline) -> None:
+    plain, narrow = (big(gpu_pipeline, llama_70b, kv_cache=kind) for kind in ("auto", "fp8"))
+    requests = [make_request(pipeline, model_of_source(pipeline)) for pipeline in (plain, narrow)]
+    assert requests[1].tightest.kv_token * 2 == requests[0].tightest.kv_token
+    # An fp8 cache without fp8 weights takes paged context attention away; it is not even asked for.
+    assert [request.flags["use_paged_context_fmha"] for request in requests] == ["enable", "disable"]
 
 
 def test_the_advice_works(llama_70b: Path, gpu_pipeline: MakePipeline) -> None:
