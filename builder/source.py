@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from shardyard.artifacts import FileStamp, stamp_files
 from shardyard.builder.dtypes import Array
 from shardyard.builder.hf_config import HfConfig, parse_config
+from shardyard.builder.quantization.linears import Linears, find_linears
+from shardyard.builder.quantization.source_format import SourceFormat, parse_format
 from shardyard.builder.safetensors_file import SafetensorsFile, TensorEntry
 from shardyard.console import Console
 from shardyard.errors import CheckpointError
@@ -19,20 +21,28 @@ __all__ = ["SourceCheckpoint", "open_source", "read_json"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+#: Where NVIDIA's ModelOpt says how it quantised the weights.
+MODELOPT = "hf_quant_config.json"
 
 
 @dataclass(frozen=True)
 class SourceCheckpoint:
-    """An opened checkpoint: ``files`` in the order of their names, ``entries`` maps every tensor to its place."""
+    """An opened checkpoint: ``files`` in the order of their names, ``entries`` maps every tensor to its place.
+
+    ``linears`` are the layers that are quantised; their weights are entries too, under the names of plain ones.
+    """
 
     folder: Path
     config: HfConfig
     files: tuple[SafetensorsFile, ...]
     entries: Mapping[str, TensorEntry]
     names: tuple[str, ...]
+    linears: Linears | None = None
 
     def array(self, name: str) -> Array:
-        """Return a tensor as a read-only view of its mapped file."""
+        """Return a tensor as a read-only view of its mapped file; a quantised weight as the float32 it stands for."""
+        if self.linears and name in self.linears.names:
+            return self.linears.weight(name).dequantized()
         path = self.entries[name].path
         return next(file for file in self.files if file.path == path).array(name)
 
@@ -54,7 +64,10 @@ def open_source(folder: Path) -> SourceCheckpoint:
         CheckpointError: something is missing, broken, or of a kind that is not supported.
     """
     _check_folder(folder)
-    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
+    raw = read_json(folder / "config.json")
+    config = parse_config(raw, folder / "config.json")
+    modelopt = read_json(folder / MODELOPT) if (folder / MODELOPT).is_file() else None
+    form = parse_format(raw, modelopt, folder / "config.json")
     if (folder / INDEX).is_file():
         names, weight_map = _read_index(folder)
     else:
@@ -71,8 +84,17 @@ def open_source(folder: Path) -> SourceCheckpoint:
         entries |= file.entries
     if weight_map is not None:
         _check_index(folder, weight_map, entries)
-    indexed = [INDEX] if weight_map is not None else []
-    return SourceCheckpoint(folder, config, files, entries, ("config.json", *indexed, *names))
+    extra = [name for name, used in ((MODELOPT, modelopt), (INDEX, weight_map)) if used is not None]
+    opened = SourceCheckpoint(folder, config, files, entries, ("config.json", *extra, *names))
+    return opened if form is None else _seen_plain(opened, form)
+
+
+def _seen_plain(source: SourceCheckpoint, form: SourceFormat) -> SourceCheckpoint:
+    """Return a quantised checkpoint as one of plain weights."""
+    linears = find_linears(form, source.entries, source.array)
+    hidden = linears.used()
+    rest = {name: entry for name, entry in source.entries.items() if name not in hidden}
+    return replace(source, entries=rest | linears.plain_entries(), linears=linears)
 
 
 def read_json(path: Path) -> dict[str, Any]:

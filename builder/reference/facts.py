@@ -56,8 +56,6 @@ def read_facts(raw: Mapping[str, Any], path: Path) -> Facts:
     for key, fine in architecture.refused.items():
         if raw.get(key) not in (None, fine):
             raise _cannot(path, key, raw[key])
-    if raw.get("quantization_config"):
-        raise _cannot(path, "quantization_config", raw["quantization_config"])
     keys = _common(raw, architecture)
     if raw.get("word_embed_proj_dim") not in (None, keys["hidden_size"]):
         raise _cannot(path, "word_embed_proj_dim", raw["word_embed_proj_dim"])

@@ -49,7 +49,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"sliding_window": 4096}, ["sliding_window=4096", "sliding-window attention"]),
     ({"use_sliding_window": True, "sliding_window": 8}, ["use_sliding_window=True"]),
     ({"layer_types": ["full_attention", "sliding_attention"]}, ["layer_types", "sliding_attention"]),
-    ({"quantization_config": {"quant_method": "gptq"}}, ["quantization_config", "quantized already"]),
+    ({"quantization_config": {"quant_method": "bitsandbytes"}}, ["bitsandbytes", "known forms"]),
     ({"hidden_act": "gelu"}, ["hidden_act='gelu'", "another activation"]),
     *(({key: 2.0}, [f"{key}=2.0", "scaled"]) for key in GRANITE_KEYS),
 ]
