@@ -12,14 +12,19 @@ import argparse
 import hashlib
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
-from sample_families import FAMILIES, SHAPES, Sample
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+# With PYTHONSAFEPATH, as make sets it, a script's own folder is not on the import path.
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from sample_families import FAMILIES, SHAPES, Sample
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SPECIAL = ["<|begin|>", "<|end|>", "<|turn_end|>", "<|user|>", "<|assistant|>", "<|system|>"]
