@@ -9,7 +9,7 @@ STAMP    := $(VENV)/.installed
 # The repository's root must never be on the import path: a folder called `triton` lies there.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine clean help
+.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -53,10 +53,13 @@ lint: $(STAMP)   ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/lint/typecheck.py
 
-bench: bench-engine  ## every benchmark
+bench: bench-engine bench-convert  ## every benchmark
 
 bench-engine: $(STAMP)  ## decode and prefill rates of the embedded engine, beside the machine's memory bandwidth
 	$(BIN)/python -m shardyard.perf.bench_engine $(BENCH_ARGS)
+
+bench-convert: $(STAMP)  ## speed and memory of convert, beside a plain cp of the same bytes
+	$(BIN)/python -m shardyard.perf.bench_convert $(BENCH_ARGS)
 
 clean:           ## remove what the targets made, not work/
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
