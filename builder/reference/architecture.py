@@ -56,7 +56,8 @@ class Architecture:
     ``prefix`` begins all names but the head's and is missing in some checkpoints. ``norm`` names a function of
     ``norms``. ``fused`` is the order of a ``qkv`` of one tensor: "stacked" (all q, all k, all v) or "grouped" (q, k, v
     of the first key/value head, then of the second, …). ``transposed``: matrices are stored [in, out]. ``parallel``:
-    attention and MLP read the same input. ``keys`` are the family's own names of config.json's common keys,
+    attention and MLP read the same input. ``sliding_every``: every so many layers, from the first, have the sliding
+    window, if there is one; 0: none have. ``keys`` are the family's own names of config.json's common keys,
     ``defaults`` the values of common keys that its config.json may leave out, ``refused`` the keys whose other values
     the reference cannot compute, with the value that it can.
     """
@@ -69,6 +70,7 @@ class Architecture:
     parallel: bool = False
     embedding_scaled: bool = False
     position_offset: int = 0
+    sliding_every: int = 0
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, object] = field(default_factory=dict)

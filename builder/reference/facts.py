@@ -72,7 +72,7 @@ def read_facts(raw: Mapping[str, Any], path: Path) -> Facts:
         activation=_activation(keys, path),
         tied=bool(keys.get("tie_word_embeddings", False)),
         rotary=None if architecture.names.positions else read_rotary(keys, head_dim, path),
-        windows=tuple(_window(keys, layer, path) for layer in range(layers)),
+        windows=_windows(keys, architecture.sliding_every, layers, path),
         attention_scale=1 / math.sqrt(keys.get("query_pre_attn_scalar", head_dim)),
         score_cap=keys.get("attn_logit_softcapping"),
         logit_cap=keys.get("final_logit_softcapping"),
@@ -119,21 +119,14 @@ def _kv_heads(keys: Mapping[str, Any], heads: int) -> int:
     return int(keys.get("num_key_value_heads") or heads)
 
 
-def _window(keys: Mapping[str, Any], layer: int, path: Path) -> int | None:
-    """Return how many tokens, its own included, a token of this layer attends to."""
-    window = keys.get("sliding_window")
-    kind = keys.get("model_type")
-    if "layer_types" in keys:
-        sliding = keys["layer_types"][layer] == "sliding_attention"
-    elif kind == "gemma2":
-        sliding = layer % 2 == 0
-    elif str(kind).startswith("qwen"):
-        if keys.get("use_sliding_window") and str(kind).endswith("_moe"):
-            raise _cannot(path, "use_sliding_window", True)
-        sliding = bool(keys.get("use_sliding_window")) and layer >= keys["max_window_layers"]
-    else:
-        sliding = True
-    return int(window) if sliding and window else None
+def _windows(keys: Mapping[str, Any], every: int, layers: int, path: Path) -> tuple[int | None, ...]:
+    """Return how many tokens, its own included, a token of each layer attends to."""
+    window = keys.get("sliding_window") if every else None
+    slides = [window is not None and layer % every == 0 for layer in range(layers)]
+    kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
+    if keys.get("layer_types", kinds) != kinds:
+        raise _cannot(path, "layer_types", keys["layer_types"])
+    return tuple(int(window) if slide and window else None for slide in slides)
 
 
 def _sparse(keys: Mapping[str, Any], architecture: Architecture, layer: int) -> bool:

@@ -92,7 +92,8 @@ _MIXTRAL_DEFAULTS = _MISTRAL | {
     "num_experts_per_tok": 2,
     "norm_topk_prob": True,
 }
-_QWEN = _SILU | {"sliding_window": 4096, "max_window_layers": 28, "max_position_embeddings": 32768}
+_QWEN = _SILU | {"max_position_embeddings": 32768}
+_NO_WINDOW = {"use_sliding_window": False}
 _GEMMA_DEFAULTS = {
     "head_dim": 256,
     "max_position_embeddings": 8192,
@@ -111,21 +112,29 @@ _GPT2_KEYS = {
 
 FAMILIES: dict[str, Architecture] = {
     "LlamaForCausalLM": Architecture(defaults=_SILU),
-    "MistralForCausalLM": Architecture(defaults=_MISTRAL | {"sliding_window": 4096}),
+    "MistralForCausalLM": Architecture(sliding_every=1, defaults=_MISTRAL | {"sliding_window": 4096}),
     "MixtralForCausalLM": Architecture(
         replace(_LLAMA, experts=_MIXTRAL),
+        sliding_every=1,
         defaults=_MIXTRAL_DEFAULTS,
     ),
-    "Qwen2ForCausalLM": Architecture(defaults=_QWEN | {"num_key_value_heads": 32}),
+    "Qwen2ForCausalLM": Architecture(defaults=_QWEN | {"num_key_value_heads": 32}, refused=_NO_WINDOW),
     "Qwen2MoeForCausalLM": Architecture(
-        replace(_LLAMA, experts=_SHARED), defaults=_QWEN | {"num_key_value_heads": 16, "num_experts_per_tok": 4}
+        replace(_LLAMA, experts=_SHARED),
+        defaults=_QWEN | {"num_key_value_heads": 16, "num_experts_per_tok": 4},
+        refused=_NO_WINDOW,
     ),
-    "Qwen3ForCausalLM": Architecture(_QK_NORM, defaults=_QWEN | {"num_key_value_heads": 32, "head_dim": 128}),
+    "Qwen3ForCausalLM": Architecture(
+        _QK_NORM, defaults=_QWEN | {"num_key_value_heads": 32, "head_dim": 128}, refused=_NO_WINDOW
+    ),
     "Qwen3MoeForCausalLM": Architecture(
         replace(_QK_NORM, experts=_QWEN_MOE),
         defaults=_QWEN | {"num_key_value_heads": 4, "num_experts_per_tok": 8},
+        refused=_NO_WINDOW,
     ),
-    "Phi3ForCausalLM": Architecture(_PHI3, defaults=_SILU | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}),
+    "Phi3ForCausalLM": Architecture(
+        _PHI3, sliding_every=1, defaults=_SILU | {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}
+    ),
     "GemmaForCausalLM": Architecture(
         norm="rms_plus_one",
         embedding_scaled=True,
@@ -135,6 +144,7 @@ FAMILIES: dict[str, Architecture] = {
         _GEMMA2,
         norm="rms_plus_one",
         embedding_scaled=True,
+        sliding_every=2,
         keys={"hidden_act": "hidden_activation"},
         defaults=_GEMMA_DEFAULTS
         | {
@@ -166,6 +176,7 @@ FAMILIES: dict[str, Architecture] = {
             "partial_rotary_factor": "rotary_pct",
         },
         defaults={"hidden_act": "gelu", "norm_epsilon": 1e-5, "partial_rotary_factor": 0.25},
+        refused={"use_parallel_residual": True},
     ),
     "FalconForCausalLM": Architecture(
         _FALCON,
@@ -193,20 +204,18 @@ FAMILIES: dict[str, Architecture] = {
 
 
 def resolve(name: str, raw: Mapping[str, Any]) -> Architecture:
-    """Return the family as this config.json has it: some choose their block's layout by keys of their own.
+    """Return the family as this config.json has it: Falcon chooses its block's layout by keys of its own.
 
     Raises KeyError for a family that there is none of here.
     """
     family = FAMILIES[name]
-    if name == "FalconForCausalLM":
-        newer = bool(raw.get("new_decoder_architecture"))
-        parallel = newer or raw.get("parallel_attn", True)
-        two = newer and (raw.get("num_ln_in_parallel_attn") or 2) == 2
-        attention, mlp = _FALCON_NORMS[two, parallel]
-        return replace(family, parallel=parallel, names=replace(family.names, attention_norm=attention, mlp_norm=mlp))
-    if name == "GPTNeoXForCausalLM":
-        return replace(family, parallel=raw.get("use_parallel_residual", True))
-    return family
+    if name != "FalconForCausalLM":
+        return family
+    newer = bool(raw.get("new_decoder_architecture"))
+    parallel = newer or raw.get("parallel_attn", True)
+    two = newer and (raw.get("num_ln_in_parallel_attn") or 2) == 2
+    attention, mlp = _FALCON_NORMS[two, parallel]
+    return replace(family, parallel=parallel, names=replace(family.names, attention_norm=attention, mlp_norm=mlp))
 
 
 #: Falcon's norms before attention and MLP, by whether there are two and whether the two branches are parallel.

@@ -7,6 +7,7 @@ import numpy as np
 from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.reference.architecture import Architecture
 from shardyard.builder.source import SourceCheckpoint
+from shardyard.errors import CheckpointError
 
 __all__ = ["Weights"]
 
@@ -18,6 +19,7 @@ class Weights:
     """Reads tensors by name where they are used, and keeps none.
 
     ``dtype`` names the type that weights are first rounded to, as a conversion to that type does; None rounds nothing.
+    Its methods raise CheckpointError for a tensor that is missing or holds something else than plain weights.
     """
 
     def __init__(self, source: SourceCheckpoint, architecture: Architecture, dtype: str | None) -> None:
@@ -57,7 +59,21 @@ class Weights:
         return x + self.vector(bias) if bias.removeprefix(self._prefix) in self._source.entries else x
 
     def _array(self, name: str) -> Array:
-        return self._source.array(name.removeprefix(self._prefix))
+        stored = name.removeprefix(self._prefix)
+        if stored not in self._source.entries:
+            raise CheckpointError(
+                f"{self._source.folder} has no tensor {stored}",
+                why="the reference needs it to compute what the rank files should",
+                fix="download the checkpoint again; if it is whole, its weights have names that the reference lacks",
+            )
+        array = self._source.array(stored)
+        if array.dtype not in BY_NAME.values():
+            raise CheckpointError(
+                f"{self._source.folder}: tensor {stored} is of type {array.dtype}",
+                why=f"the reference computes with {', '.join(BY_NAME)}; others mean nothing without their scales",
+                fix="verify against the checkpoint before it was quantized",
+            )
+        return array
 
     def _float32(self, weight: Array) -> Array:
         return _plain(weight if self._dtype is None else cast(weight, self._dtype))
