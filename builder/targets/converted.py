@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from shardyard.artifacts import Manifest
 from shardyard.errors import ArtifactError
-from shardyard.spec import ParallelSpec
+from shardyard.spec import ParallelSpec, Pipeline
 
-__all__ = ["check_degrees"]
+__all__ = ["check_degrees", "stale_settings"]
 
 
 def check_degrees(mapping: Mapping[str, Any], parallel: ParallelSpec, checkpoint: Path) -> None:
@@ -26,6 +27,14 @@ def check_degrees(mapping: Mapping[str, Any], parallel: ParallelSpec, checkpoint
             why="each rank's engine is made from that rank's file",
             fix="run shardyard convert again",
         )
+
+
+def stale_settings(pipeline: Pipeline, made: Manifest) -> list[str]:
+    """Return the settings of convert that the pipeline has changed since rank files were ``made``."""
+    asked: dict[str, Any] = {"parallel": pipeline.parallel.model_dump(), "quantization": pipeline.quantization}
+    if pipeline.engine.dtype != "auto":
+        asked["dtype"] = pipeline.engine.dtype
+    return [name for name, value in asked.items() if made.settings.get(name) != value]
 
 
 def _degrees(degrees: Mapping[str, int]) -> str:

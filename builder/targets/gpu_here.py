@@ -63,7 +63,7 @@ def check_machine(request: GpuRequest, console: Console) -> dict[str, str]:
             f"driver {driver} is too old for {chain.image}",
             why=f"CUDA {chain.cuda} runs with driver {chain.driver}, and on data-centre GPUs with {chain.least_driver} "
             "or newer",
-            fix="install a newer driver, or set engine.toolchain to 25.10" if chain.least_driver > 575 else "update it",
+            fix="install a newer driver, or set engine.toolchain to a release with an older CUDA",
         )
     if major < chain.driver:
         console.warn(f"driver {driver} is older than {chain.driver}; that works on data-centre GPUs alone")

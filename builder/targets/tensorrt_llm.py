@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import Draft, content_key, is_artifact, read_manifest, write_atomically
+from shardyard import __version__
+from shardyard.artifacts import Draft, content_key, read_manifest, write_atomically
 from shardyard.builder.gpu_model import model_of_checkpoint, model_of_source
 from shardyard.builder.limits import FORMULA
+from shardyard.builder.source import read_json
 from shardyard.builder.targets.containers import RUNNERS
-from shardyard.builder.targets.converted import check_degrees
+from shardyard.builder.targets.converted import check_degrees, stale_settings
 from shardyard.builder.targets.gpu_here import check_machine, find_programs
 from shardyard.builder.targets.gpu_request import GpuRequest, make_request
 from shardyard.builder.targets.trtllm_commands import BuildFolder, printed, world_command
@@ -21,9 +23,9 @@ from shardyard.builder.targets.trtllm_engine import COLUMNS, check_engine
 from shardyard.builder.targets.trtllm_overrides import FlagInEffect, expected_overrides
 from shardyard.builder.targets.trtllm_ranks import build_ranks
 from shardyard.console import Console
+from shardyard.errors import ArtifactError
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
-from shardyard.toolchain import describe
 
 __all__ = ["REPORT", "build_tensorrt_llm", "show_tensorrt_llm"]
 
@@ -42,12 +44,18 @@ def build_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console:
         RankError: a rank could not be built.
     """
     manifest = read_manifest(checkpoint, "convert")
-    model = model_of_checkpoint(pipeline, checkpoint)
-    check_degrees(model.config["mapping"], pipeline.parallel, checkpoint)
-    request = make_request(pipeline, model)
+    check_degrees(read_json(checkpoint / "config.json")["mapping"], pipeline.parallel, checkpoint)
+    if stale := stale_settings(pipeline, manifest):
+        raise ArtifactError(
+            f"{checkpoint} was converted with other settings",
+            why=f"changed since: {', '.join(stale)}",
+            fix="run shardyard convert again",
+        )
+    request = make_request(pipeline, model_of_checkpoint(pipeline, checkpoint))
     _warn(request, console)
     settings = {"target": "tensorrt_llm", "flags": dict(request.flags), "gpu": request.machine.gpu.name}
-    toolchain = {**describe(), **request.toolchain.describe(), "sm": str(request.machine.gpu.sm)}
+    # Not this program's Python: hours of GPU time must not hang on its patch level.
+    toolchain = {"shardyard": __version__, **request.toolchain.describe(), "sm": str(request.machine.gpu.sm)}
     key = content_key(STAGE, manifest.outputs, settings, toolchain)
 
     def work(draft: Draft) -> None:
@@ -75,22 +83,12 @@ def show_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console: 
         PipelineError: the request cannot work on the machine that the pipeline file names.
         CheckpointError: the source's config is missing, broken or not supported.
     """
-    model = (
-        model_of_checkpoint(pipeline, checkpoint) if _is_current(pipeline, checkpoint) else model_of_source(pipeline)
-    )
+    current = is_artifact(checkpoint) and not stale_settings(pipeline, read_manifest(checkpoint, "convert"))
+    model = model_of_checkpoint(pipeline, checkpoint) if current else model_of_source(pipeline)
     request = make_request(pipeline, model)
     folder = BuildFolder(_build_root(out))
     for line in _script(request, checkpoint.resolve(), folder):
         console.result(line)
-
-
-def _is_current(pipeline: Pipeline, checkpoint: Path) -> bool:
-    """Tell whether rank files are there, and cut for this pipeline."""
-    if not is_artifact(checkpoint):
-        return False
-    settings = read_manifest(checkpoint, "convert").settings
-    asked = {"parallel": pipeline.parallel.model_dump(), "quantization": pipeline.quantization}
-    return all(settings.get(name) == value for name, value in asked.items())
 
 
 def _build_root(out: Path) -> Path:

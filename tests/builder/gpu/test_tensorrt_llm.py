@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from shardyard.artifacts import read_manifest
@@ -173,6 +174,41 @@ def test_a_missing_engine_is_found_out(run: Any, fakes: Any, monkeypatch: pytest
     monkeypatch.setattr("shardyard.builder.targets.tensorrt_llm.build_ranks", lambda *args: None)
     with pytest.raises(ArtifactError, match=r"config\.json cannot be read"):
         run(2)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [({"tp": 4}, "was converted for tp=2 pp=1 cp=1"), ({"tp": 2, "quantization": "w8a16"}, "with other settings")],
+)
+def test_other_rank_files_are_refused(
+    fakes: Any, converted: Converted, gpu_pipeline: MakePipeline, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    source, checkpoint = converted(2)
+    with pytest.raises(ArtifactError, match=message):
+        build(gpu_pipeline(source, **more), checkpoint, tmp_path / "engine", QUIET, uncertified=True)
+
+
+def test_ctrl_c_ends_every_rank(run: Any, fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fakes.set(seconds={"0": 30, "1": 30})
+
+    def interrupt(folder: object, rank: int) -> bool:
+        if len(fakes.calls("trtllm-build")) == 2:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr("shardyard.builder.targets.trtllm_ranks.finished", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(2)
+    here = str(tmp_path / "engine.build")
+    left = [process for process in psutil.process_iter() if here in " ".join(_words(process))]
+    assert left == []
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_gpus_want_a_certificate(fakes: Any, converted: Converted, gpu_pipeline: MakePipeline, tmp_path: Path) -> None:
