@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard import __version__
-from shardyard.artifacts import Draft, content_key, read_manifest, write_atomically
+from shardyard.artifacts import Draft, content_key, is_artifact, read_manifest, write_atomically
 from shardyard.builder.gpu_model import model_of_checkpoint, model_of_source
 from shardyard.builder.limits import FORMULA
 from shardyard.builder.source import read_json
