@@ -134,8 +134,8 @@ class NetworkSpec:
     ``layers`` are those of this stage. ``vocab`` is the whole model's vocabulary without padding; ``vocab_rows`` the
     rows of lm_head in this rank's file, padding included. ``embedding``: how the table is cut over the ``tp`` ranks
     (vocab: its rows, hidden: its columns). ``tied``: embedding and head are one array. ``max_positions`` is the length
-    of the rotary tables, in tokens. ``learned_offset``: a token's row in the table of learned positions is its position
-    plus this; None where positions are not learned. ``logit_softcap`` bends logits as attention's bends scores.
+    of the rotary tables, in tokens. ``learned_positions``: rows of a table, cut as the embedding is, are added to it.
+    ``logit_softcap`` bends logits as attention's bends scores.
     """
 
     layers: tuple[LayerSpec, ...]
@@ -147,7 +147,7 @@ class NetworkSpec:
     mlp: MlpSpec
     experts: ExpertsSpec | None
     embedding_scale: float
-    learned_offset: int | None
+    learned_positions: bool
     logit_softcap: float | None
     vocab: int
     vocab_rows: int

@@ -88,7 +88,7 @@ def _describe(
     shapes = {name: entry.shape for name, entry in file.entries.items()}
     tied = bool(config.get("tie_word_embeddings")) and config["mapping"]["pp_size"] == 1 and _same_rows(file)
     spec = describe_network(config, rank, shapes, tied=tied, weights=weights, max_positions=max_positions)
-    problem = length_problem(spec, shapes)
+    problem = length_problem(config, spec)
     if problem:
         raise CheckpointError(
             f"{file.path} cannot serve sequences of {spec.max_positions} tokens",

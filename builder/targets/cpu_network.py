@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shardyard.builder.layout import stage_layers
-from shardyard.runtime.names import POSITIONS
 from shardyard.runtime.network import (
     Activation,
     AttentionSpec,
@@ -30,17 +29,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 _SANDWICH = BlockSpec(
     after_attention="post_layernorm", before_mlp="pre_feedforward_layernorm", after_mlp="post_feedforward_layernorm"
 )
-_NEOX = {
-    True: BlockSpec(True, before_mlp="post_attention_layernorm"),
-    False: BlockSpec(before_mlp="post_attention_layernorm"),
-}
+_NEOX = BlockSpec(True, before_mlp="post_attention_layernorm")
 
 
 def _falcon(config: Config) -> BlockSpec:
-    if not config["parallel_attention"] and not config["new_decoder_architecture"]:
-        return BlockSpec()
-    two = config["new_decoder_architecture"] and config.get("num_ln_in_parallel_attn", 2) == 2
-    return BlockSpec(True, before_mlp="mlp_layernorm" if two else "input_layernorm")
+    if config["new_decoder_architecture"]:
+        return BlockSpec(True, before_mlp="mlp_layernorm")
+    return BlockSpec(True, before_mlp="input_layernorm") if config["parallel_attention"] else BlockSpec()
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ _FAMILIES: dict[str, _Family] = {
     "Gemma2ForCausalLM": _Family(block=lambda config: _SANDWICH, embedding_scale=_GEMMA.embedding_scale),
     "GPTForCausalLM": _LAYER_NORM,
     "OPTForCausalLM": _LAYER_NORM,
-    "GPTNeoXForCausalLM": _Family("layer", lambda config: _NEOX[config.get("use_parallel_residual", True)]),
+    "GPTNeoXForCausalLM": _Family("layer", lambda config: _NEOX),
     "FalconForCausalLM": _Family("layer", _falcon),
 }
 
@@ -129,7 +124,7 @@ def describe_network(
         mlp=_mlp(config, shapes),
         experts=_experts(config, tp_rank),
         embedding_scale=family.embedding_scale(config),
-        learned_offset=shapes[POSITIONS][0] - config["max_position_embeddings"] if POSITIONS in shapes else None,
+        learned_positions=config["position_embedding_type"] == "learned_absolute",
         logit_softcap=config.get("final_logit_softcapping"),
         vocab=config["vocab_size"],
         vocab_rows=-(-config["vocab_size"] // tp),
@@ -144,12 +139,11 @@ def describe_network(
     )
 
 
-def length_problem(spec: NetworkSpec, shapes: Shapes) -> str | None:
+def length_problem(config: Config, spec: NetworkSpec) -> str | None:
     """Return why sequences of ``spec.max_positions`` tokens are too long for the network; None when they are not."""
-    if spec.learned_offset is not None:
-        known = shapes[POSITIONS][0] - spec.learned_offset
-        if spec.max_positions > known:
-            return f"the model has learned {known} positions"
+    known = config["max_position_embeddings"]
+    if spec.learned_positions and spec.max_positions > known:
+        return f"the model has learned {known} positions"
     rope = spec.attention.rope
     return rope_problem(rope, spec.max_positions) if rope else None
 

@@ -24,34 +24,36 @@ class Embedding:
 
     def __call__(self, ids: Any, positions: Any) -> Any:
         """Return the rows of ``ids``, scaled, plus those of ``positions``; both int32 [tokens]."""
-        x = self._tokens(ids)
-        if self._spec.embedding_scale != 1:
-            x = op.multiply(x, number(self._spec.embedding_scale))
-        if self._spec.learned_offset is not None:
-            rows = op.add(positions, op.constant(np.int32(self._spec.learned_offset)))
-            x = op.add(x, self._weights.rows(POSITIONS, rows))
-        return x
-
-    def _tokens(self, ids: Any) -> Any:
         spec = self._spec
-        if spec.embedding == "whole" or spec.tp == 1:
-            return self._weights.rows(EMBEDDING, ids)
-        return self._all_reduce({"vocab": self._by_rows, "hidden": self._by_columns}[spec.embedding](ids))
+        x = self._rows(EMBEDDING, ids)
+        if spec.embedding_scale != 1:
+            x = op.multiply(x, number(spec.embedding_scale))
+        if spec.learned_positions:
+            x = op.add(x, self._rows(POSITIONS, positions))
+        return x if spec.embedding == "whole" or spec.tp == 1 else self._all_reduce(x)
 
-    def _by_rows(self, ids: Any) -> Any:
+    def _rows(self, table: str, ids: Any) -> Any:
+        """Return what this rank's share of a table adds to the rows of ``ids``."""
+        if self._spec.tp == 1:
+            return self._weights.rows(table, ids)
+        return {"whole": self._weights.rows, "vocab": self._of_rows, "hidden": self._of_columns}[self._spec.embedding](
+            table, ids
+        )
+
+    def _of_rows(self, table: str, ids: Any) -> Any:
         """This rank's rows, zero for the tokens of other ranks: exactly one rank adds each token's row."""
-        rows = self._weights.arrays[EMBEDDING].shape[0]
+        rows = self._weights.arrays[table].shape[0]
         local = op.subtract(ids, op.constant(np.int32(self._spec.tp_rank * rows)))
         above, below = op.greater_equal(local, op.constant(np.int32(0))), op.less(local, op.constant(np.int32(rows)))
         mine = op.logical_and(above, below)
-        picked = self._weights.rows(EMBEDDING, op.select(mine, local, op.constant(np.int32(0))))
+        picked = self._weights.rows(table, op.select(mine, local, op.constant(np.int32(0))))
         return op.multiply(picked, op.unsqueeze(op.convert(mine, "f32"), integer(1)))
 
-    def _by_columns(self, ids: Any) -> Any:
+    def _of_columns(self, table: str, ids: Any) -> Any:
         """This rank's columns in their place among zeros: the sum over ranks is the whole row."""
         spec = self._spec
         width = spec.hidden // spec.tp
         before = spec.tp_rank * width
         after = spec.hidden - before - width
-        x = self._weights.rows(EMBEDDING, ids)
+        x = self._weights.rows(table, ids)
         return op.pad(x, integers(0, before), integers(0, after), "constant", number(0))

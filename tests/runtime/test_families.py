@@ -20,14 +20,23 @@ from shardyard.spec import ParallelSpec
 #: The bar of the certificate: largest error over largest logit.
 MAX_RELATIVE = 1e-4
 FAMILIES = [
-    *("llama", "llama-bias", "llama-linear", "llama-yarn", "mistral", "qwen2", "qwen3"),
-    *("mixtral", "qwen2_moe", "qwen3_moe"),
+    *("llama", "llama-bias", "llama-linear", "llama-yarn", "mistral", "qwen2", "qwen3", "phi3", "phi3-partial"),
+    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma", "gemma2", "gpt2", "gpt_neox", "opt"),
+    *("falcon", "falcon-sequential", "falcon_new", "falcon_new-one_norm"),
 ]
 #: Grids that two ranks make, and families on each: together all ways in which ranks share a layer.
-GRIDS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
-    "tp2": ({"tp": 2}, ("llama-bias", "qwen3", "mixtral", "qwen2_moe", "qwen3_moe")),
+GRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "tp2": (
+        {"tp": 2},
+        ("llama-bias", "qwen3", "phi3", "mixtral", "qwen2_moe", "gemma2", "gpt2", "gpt_neox", "falcon_new", "falcon"),
+    ),
     "moe_ep2": ({"tp": 2, "moe_ep": 2}, ("mixtral", "qwen2_moe", "qwen3_moe")),
-    "pp2": ({"pp": 2}, ("mistral", "qwen2_moe", "qwen3_moe")),
+    "pp2": ({"pp": 2}, ("mistral", "qwen3_moe", "gemma2", "gpt2", "gpt_neox")),
+    "embedding_rows": ({"tp": 2, "use_parallel_embedding": True}, ("gemma", "opt", "gpt2")),
+    "embedding_columns": (
+        {"tp": 2, "use_parallel_embedding": True, "embedding_sharding_dim": 1},
+        ("gemma", "opt", "gpt2"),
+    ),
 }
 
 

@@ -49,7 +49,7 @@ PLAIN = NetworkSpec(
     mlp=MlpSpec("gated", INNER, "silu", False),
     experts=None,
     embedding_scale=1.0,
-    learned_offset=None,
+    learned_positions=False,
     logit_softcap=None,
     vocab=VOCAB,
     vocab_rows=VOCAB,
@@ -89,8 +89,8 @@ def random_arrays(spec: NetworkSpec) -> Arrays:
 
     put("transformer.vocab_embedding.weight", VOCAB, HIDDEN, scale=5.0)
     put("lm_head.weight", VOCAB, HIDDEN, scale=4.0)
-    if spec.learned_offset is not None:
-        put("transformer.position_embedding.weight", POSITIONS + spec.learned_offset, HIDDEN, scale=5.0)
+    if spec.learned_positions:
+        put("transformer.position_embedding.weight", POSITIONS, HIDDEN, scale=5.0)
     norm("transformer.ln_f")
     width, kv_width = attention.heads * SIZE, attention.kv_heads * SIZE
     for index, layer in enumerate(spec.layers):
@@ -147,9 +147,8 @@ class Numpy:
     def logits(self, tokens: list[int]) -> Any:
         spec, count = self.spec, len(tokens)
         x = self.arrays["transformer.vocab_embedding.weight"][tokens] * spec.embedding_scale
-        if spec.learned_offset is not None:
-            first = spec.learned_offset
-            x = x + self.arrays["transformer.position_embedding.weight"][first : first + count]
+        if spec.learned_positions:
+            x = x + self.arrays["transformer.position_embedding.weight"][:count]
         for index in range(len(spec.layers)):
             x = self.layer(x, index)
         y = self.norm(x, "transformer.ln_f") @ self.arrays["lm_head.weight"].T
@@ -239,7 +238,6 @@ def with_experts(**changes: Any) -> NetworkSpec:
     return replace(PLAIN, layers=SPARSE, experts=replace(EXPERTS, **changes))
 
 
-NO_ROPE = with_attention(rope=None)
 CASES = {
     "llama": PLAIN,
     "biases": replace(with_attention(qkv_bias=True, dense_bias=True), mlp=replace(PLAIN.mlp, bias=True)),
@@ -251,8 +249,7 @@ CASES = {
     "fused": with_mlp(form="fused"),
     "head_norms": with_attention(norm=True),
     "partial_rotation": with_attention(rope=RopeSpec(4, 10000.0, None, POSITIONS)),
-    "learned": replace(NO_ROPE, learned_offset=0, norm="layer"),
-    "learned_from_2": replace(NO_ROPE, learned_offset=2),
+    "learned": replace(with_attention(rope=None), learned_positions=True, norm="layer"),
     "parallel": replace(PLAIN, block=BlockSpec(True), norm="layer", mlp=MlpSpec("plain", INNER, "gelu", True)),
     "parallel_one_norm": replace(with_attention(dense_bias=True), block=BlockSpec(True, before_mlp="input_layernorm")),
     "parallel_experts": replace(with_experts(), block=BlockSpec(True)),
@@ -329,7 +326,7 @@ def test_the_feature_matters(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["window", "wide_window", "experts", "mixed_layers", "learned_from_2", "score_cap_and_window"]
+    "case", ["window", "wide_window", "experts", "mixed_layers", "learned", "score_cap_and_window"]
 )
 def test_chunks_beside_answers(case: str) -> None:
     """Prompts in chunks of at most 16 tokens per step, beside sequences that decode."""
