@@ -13,7 +13,7 @@ from shardyard.builder.config_refusals import refuse
 from shardyard.builder.dtypes import BY_NAME
 from shardyard.builder.families import FAMILIES
 from shardyard.builder.families.rules import Family
-from shardyard.builder.layer_kinds import LayerKinds, parse_moe_layers, parse_sliding_layers
+from shardyard.builder.layer_kinds import LayerKinds, parse_moe_layers, parse_sliding_layers, parse_sliding_window
 from shardyard.builder.rope import Rope, parse_rope
 from shardyard.errors import CheckpointError
 
@@ -182,7 +182,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> HfConfig:
         attention_scale=keys.number("attention_scale", head_dim**-0.5),
         attn_softcap=keys.maybe_number("attn_softcap"),
         final_softcap=keys.maybe_number("final_softcap"),
-        sliding_window=_window(keys),
+        sliding_window=parse_sliding_window(keys),
         sliding=parse_sliding_layers(keys),
         num_experts=experts,
         experts_per_token=_experts_per_token(keys, experts),
@@ -238,10 +238,6 @@ def _head_dim(keys: ConfigKeys, hidden: int, heads: int) -> int:
     return head_dim
 
 
-def _window(keys: ConfigKeys) -> int | None:
-    return None if keys.absent("sliding_window") else keys.size("sliding_window")
-
-
 def _experts_per_token(keys: ConfigKeys, experts: int) -> int:
     chosen = keys.size("experts_per_token") if experts else 0
     if chosen > experts:
@@ -267,7 +263,7 @@ def _dtype(raw: Mapping[str, Any], path: Path) -> str | None:
 
 
 def _end_ids(raw: Mapping[str, Any], path: Path) -> tuple[int, ...]:
-    value = raw.get("eos_token_id", [])
+    value = [] if raw.get("eos_token_id") is None else raw["eos_token_id"]
     ids = tuple(value) if isinstance(value, list) else (value,)
     if any(type(token) is not int or token < 0 for token in ids):
         raise CheckpointError(

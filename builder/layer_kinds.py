@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from shardyard.builder.config_keys import ConfigKeys
 
-__all__ = ["LayerKinds", "parse_moe_layers", "parse_sliding_layers"]
+__all__ = ["LayerKinds", "parse_moe_layers", "parse_sliding_layers", "parse_sliding_window"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,23 @@ def parse_moe_layers(keys: ConfigKeys, experts: int) -> LayerKinds:
     return LayerKinds(step, step - 1, frozenset(keys.layers("mlp_only_layers")))
 
 
+def parse_sliding_window(keys: ConfigKeys) -> int | None:
+    """Return the sliding window in tokens; None: there is none, or 0, or it is not used, as in Qwen's files.
+
+    Raises:
+        CheckpointError: it is not a whole number.
+    """
+    unused = "sliding_window" not in keys.family.reads or keys.absent("sliding_window")
+    return None if unused or keys.get("sliding_window") == 0 else keys.size("sliding_window")
+
+
 def parse_sliding_layers(keys: ConfigKeys) -> LayerKinds:
     """Return the layers with a sliding window: every ``sliding_every``-th, from the first; none without a window.
 
     Raises:
         CheckpointError: ``layer_types`` names other layers.
     """
-    if keys.absent("sliding_window"):
+    if parse_sliding_window(keys) is None:
         return LayerKinds()
     kinds = LayerKinds(every=keys.size("sliding_every", 1))
     given = keys.get("layer_types")

@@ -17,6 +17,7 @@ MISTRAL = Family(
         "max_position_embeddings": 131072,
         "hidden_act": "silu",
         "num_key_value_heads": 8,
+        "sliding_window": 4096,
     },
     extras=EXTRAS,
     fixed={"qkv_bias": False, "dense_bias": False, "mlp_bias": False},

@@ -19,6 +19,8 @@ QWEN3_MOE = Family(
     defaults={**DEFAULTS, **HEAD, "num_experts": 128, "experts_per_token": 8, "moe_intermediate_size": 768},
     extras={**EXTRAS, "qwen_type": "qwen3_moe", "hidden_act": "swiglu", "qk_layernorm": True},
     fixed=FIXED,
-    reads=frozenset({"num_experts"}),
+    # transformers 5 writes the other name.
+    derive=lambda raw: {"num_experts": raw.get("num_experts", raw.get("num_local_experts"))},
+    reads=frozenset({"num_experts", "num_local_experts"}),
     refused=REFUSED,
 )

@@ -37,6 +37,7 @@ CHECKPOINTS: dict[str, dict[str, object]] = {
         "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 256},
     },
     "qwen2": {},
+    "qwen2-unused": {"sliding_window": 64, "max_window_layers": 1},
     "mistral": {},
     "mixtral": {},
     "qwen2_moe": {},

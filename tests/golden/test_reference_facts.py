@@ -5,18 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from shardyard.builder.hf_config import parse_config
 from shardyard.builder.reference import Reference
 from shardyard.builder.reference.activations import ACTIVATIONS
 from shardyard.builder.reference.facts import read_facts
 from shardyard.builder.source import open_source
 from shardyard.errors import CheckpointError
 
+PART = "partial_rotary_factor"
+PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, PART: 0.25}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 256,
+}
 #: A key of a golden's config.json and another value, with which the same weights must give other logits.
 CHANGES: list[tuple[str, str, Any]] = [
     ("llama", "rms_norm_eps", 0.01),
@@ -42,6 +54,19 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("gpt_neox", "rotary_emb_base", 20000),
     ("gpt_neox", "hidden_act", "gelu_new"),
     ("opt", "activation_function", "gelu"),
+]
+#: Other ways to say the same, as transformers 5 and the hub's files do; a key of None is left out.
+SAME: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"rope_scaling": None, "rope_theta": None, "rope_parameters": LLAMA3}),
+    ("llama", {"torch_dtype": None, "dtype": "float32", "rms_norm_eps": 1e-5, "mlp_bias": None, "head_dim": None}),
+    ("qwen2", {"sliding_window": 32, "max_window_layers": 1, "layer_types": ["full_attention"] * 5}),
+    ("qwen2_moe", {"sliding_window": 0, "layer_types": ["full_attention"] * 3}),
+    ("qwen3_moe", {"num_experts": None, "num_local_experts": 8}),
+    ("gemma2", {"layer_types": ["sliding_attention", "full_attention"] * 2}),
+    ("gpt_neox", {"rotary_pct": None, "rotary_emb_base": None, "rope_parameters": PARTIAL}),
+    ("phi3-partial", {"partial_rotary_factor": None, "rope_theta": None, "rope_parameters": PARTIAL | {PART: 0.75}}),
+    ("falcon", {"multi_query": None, "parallel_attn": None, "alibi": None, "bias": None}),
+    ("opt", {"do_layer_norm_before": None, "word_embed_proj_dim": 64, "activation_function": None}),
 ]
 #: What the reference refuses, whether or not the builder would have refused it before.
 REFUSED: list[tuple[str, str, Any]] = [
@@ -82,6 +107,26 @@ def test_what_the_reference_cannot_compute_is_refused(
     raw = json.loads(path.read_text()) | {key: value}
     with pytest.raises(CheckpointError, match="the reference cannot compute"):
         read_facts(raw, path)
+
+
+@pytest.mark.parametrize(("name", "changes"), SAME, ids=lambda part: str(part)[:40])
+def test_other_ways_to_say_the_same(load_golden: Callable[[str], Any], name: str, changes: dict[str, Any]) -> None:
+    path = load_golden(name).folder / "config.json"
+    raw = json.loads(path.read_text())
+    other = {key: value for key, value in (raw | changes).items() if key not in changes or value is not None}
+    assert other != raw
+    assert comparable(read_facts(other, path)) == comparable(read_facts(raw, path))
+    assert comparable(parse_config(other, path)) == comparable(parse_config(raw, path))
+
+
+def comparable(read: Any) -> dict[str, Any]:
+    """Return what was read without the rotation's own mapping, which holds the keys as they were written."""
+    found = {field.name: getattr(read, field.name) for field in fields(read)}
+    rotation = found.pop("rope", None) or found.pop("rotary", None)
+    if rotation:
+        found["rotation"] = {field.name: getattr(rotation, field.name) for field in fields(rotation)}
+        found["rotation"] |= dict.fromkeys(("numbers", "scaling"))
+    return found
 
 
 def test_the_builder_reads_the_same(golden: Any) -> None:
