@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 from shardyard.artifacts import Draft
-from shardyard.builder.cutting import CuttingPlan, count_bytes, make_cutting_plan
+from shardyard.builder.cutting import CuttingPlan, count_bytes
+from shardyard.builder.quantization.rank_plan import RankPlan, make_rank_plan, pipeline_plan
 from shardyard.builder.rank_files import rank_file, write_rank_files
-from shardyard.builder.source import SourceCheckpoint, open_source
+from shardyard.builder.source import open_source
 from shardyard.builder.stamps import PENDING, known_inputs, stamp_source
-from shardyard.builder.unified_config import unified_config
 from shardyard.console import Console, human_bytes
 from shardyard.errors import ArtifactError
 from shardyard.spec import ParallelSpec, Pipeline
@@ -31,24 +31,18 @@ def convert(pipeline: Pipeline, out: Path, console: Console) -> StageResult:
         ArtifactError: ``out`` cannot be written.
     """
     source = open_source(pipeline.checkpoint_path())
-    plan = make_cutting_plan(source, pipeline.parallel, pipeline.engine.dtype)
-    _check_space(plan, out)
-    settings = {
-        "parallel": pipeline.parallel.model_dump(),
-        "dtype": plan.dtype,
-        "quantization": pipeline.quantization,
-    }
-
+    plan = pipeline_plan(source, pipeline)
+    _check_space(plan.cutting, out)
     toolchain = describe("numpy", "ml_dtypes")
-    inputs = known_inputs(source, out, settings, toolchain, console)
+    inputs = known_inputs(source, out, plan.settings, toolchain, console)
 
     def work(draft: Draft) -> None:
         known = {name: stamp for name, stamp in inputs.items() if stamp.sha256 != PENDING}
-        written = write_rank_files(source, plan, draft.folder, console, known)
+        written = write_rank_files(source, plan.cutting, draft.folder, console, known)
         draft.inputs, draft.outputs = written.inputs, written.outputs
-        _write_config(source, plan, draft.folder, pipeline.parallel, pipeline.quantization)
+        _write_config(plan, draft.folder)
 
-    return run_stage(STAGE, out, source.folder, inputs, settings, toolchain, work, console)
+    return run_stage(STAGE, out, source.folder, inputs, plan.settings, toolchain, work, console)
 
 
 def convert_checkpoint(
@@ -62,14 +56,13 @@ def convert_checkpoint(
         CheckpointError: the source is broken, not supported, or cannot be cut by these degrees.
     """
     source = open_source(folder)
-    plan = make_cutting_plan(source, parallel, dtype)
-    write_rank_files(source, plan, out, Console(quiet=True))
-    _write_config(source, plan, out, parallel, quantization)
+    plan = make_rank_plan(source, parallel, dtype, quantization)
+    write_rank_files(source, plan.cutting, out, Console(quiet=True))
+    _write_config(plan, out)
 
 
-def _write_config(source: SourceCheckpoint, plan: CuttingPlan, out: Path, parallel: ParallelSpec, quant: str) -> None:
-    content = unified_config(source.config, parallel, plan.dtype, quant)
-    (out / "config.json").write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def _write_config(plan: RankPlan, out: Path) -> None:
+    (out / "config.json").write_text(json.dumps(plan.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _check_space(plan: CuttingPlan, out: Path) -> None:

@@ -9,11 +9,12 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from shardyard.builder.dtypes import BY_NAME
+from shardyard.builder.dtypes import BY_NAME, STORED
 from shardyard.builder.families.rules import Cut, Part
 from shardyard.builder.hf_config import HfConfig
 from shardyard.builder.layout import check_degrees, kv_heads_per_rank, pad
 from shardyard.builder.placing import Placed, logical_shape, place_rules, resolve_cut, share_of
+from shardyard.builder.quantization.made import Made
 from shardyard.builder.source import SourceCheckpoint
 from shardyard.builder.source_check import check_tensors
 from shardyard.spec import ParallelSpec
@@ -55,12 +56,14 @@ class CuttingPlan:
     """``files[n]`` maps each tensor of rank{n}.safetensors to its shape; ``pieces`` each source tensor to its pieces.
 
     ``dtype`` is the name of the rank files' type; ``dtypes`` those of the tensors that have another, by their names.
+    ``made``: tensors of the files that no piece leads to, because they are worked out instead of cut.
     """
 
     files: tuple[dict[str, tuple[int, ...]], ...]
     pieces: dict[str, list[Piece]]
     dtype: str
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    made: tuple[Made, ...] = ()
 
     def dtype_of(self, target: str) -> str:
         """Return the name of a rank tensor's type."""
@@ -191,4 +194,4 @@ def count_bytes(
 ) -> dict[str, int]:
     """Return each tensor's size in bytes; ``dtypes`` are the types of those that are not ``dtype``."""
     types = dtypes or {}
-    return {name: BY_NAME[types.get(name, dtype)].itemsize * math.prod(shape) for name, shape in shapes.items()}
+    return {name: STORED[types.get(name, dtype)].itemsize * math.prod(shape) for name, shape in shapes.items()}

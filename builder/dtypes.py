@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BY_CODE", "BY_NAME", "CODES", "Array", "cast", "code_of"]
+__all__ = ["BY_CODE", "BY_NAME", "CODES", "STORED", "Array", "cast", "code_of"]
 
 #: An array of any element type.
 Array: TypeAlias = NDArray[Any]
@@ -19,6 +19,9 @@ BY_NAME: dict[str, np.dtype[Any]] = {
     "float16": np.dtype(np.float16),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
+
+#: Types that the rank files' tensors may have: those, and FP8 where the source has it.
+STORED: dict[str, np.dtype[Any]] = {**BY_NAME, "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn)}
 
 #: Every type of the safetensors format that numpy can hold, by the format's code.
 BY_CODE: dict[str, np.dtype[Any]] = {

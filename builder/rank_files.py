@@ -24,7 +24,7 @@ import numpy as np
 from shardyard.artifacts import FileStamp
 from shardyard.builder.cut_block import RowWriter, piece_bytes, write_block
 from shardyard.builder.cutting import CuttingPlan
-from shardyard.builder.dtypes import BY_NAME, Array
+from shardyard.builder.dtypes import BY_NAME, STORED, Array
 from shardyard.builder.following_digest import FollowingDigest
 from shardyard.builder.safetensors_file import TensorEntry
 from shardyard.builder.safetensors_writer import SafetensorsWriter
@@ -89,7 +89,7 @@ def write_rank_files(
         # Left before the files are closed: what still hashes them ends first.
         stack.enter_context(pool)
         stack.enter_context(followers)
-        total = sum(run.nbytes for run in runs)
+        total = sum(run.nbytes for run in runs) + sum(made.source_bytes for made in plan.made)
         advance: Advance = stack.enter_context(console.progress(STAGE, total, "B"))
         _read_all(runs, source, plan, files, advance, pool, workers)
         digests = {file.writer.path: file.digest.result() for file in files}
@@ -143,6 +143,10 @@ def _read_all(
         if entry.name in plan.pieces and not _is_stored(entry):
             for first, block in entry.blocks(BLOCK_BYTES):
                 use(entry, first, block)
+    for made in plan.made:
+        for number, name, array in made.make():
+            writers[number].write(name, 0, array)
+        advance(made.source_bytes, made.what)
 
 
 def _runs(source: SourceCheckpoint, plan: CuttingPlan, known: Mapping[str, FileStamp], workers: int) -> list[SourceRun]:
@@ -168,11 +172,14 @@ def _due(source: SourceCheckpoint, plan: CuttingPlan) -> list[dict[str, int]]:
         for piece in pieces:
             size = piece_bytes(piece, source.entries[name].shape, plan)
             due[piece.file][piece.target] = due[piece.file].get(piece.target, 0) + size
+    for made in plan.made:
+        for number, tensors in made.files.items():
+            due[number] |= {name: info.elements * STORED[info.dtype].itemsize for name, info in tensors.items()}
     return due
 
 
 def _dtypes(plan: CuttingPlan) -> dict[str, np.dtype[Any]]:
-    return {name: BY_NAME[dtype] for name, dtype in plan.dtypes.items()}
+    return {name: STORED[dtype] for name, dtype in plan.dtypes.items()}
 
 
 def _stamp(path: Path, digest: str) -> FileStamp:

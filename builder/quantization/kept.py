@@ -1,10 +1,11 @@
-"""A quantised checkpoint that stays quantised: which tensors of the rank files are made, and what cannot be."""
+"""Rank files that hold quantised weights: those of a quantised checkpoint, kept as they are, and the cache's scales."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -16,28 +17,46 @@ from shardyard.builder.quantization.outputs import Target, quantized_targets
 from shardyard.builder.quantization.tensorrt_layout import SIZE_MULTIPLE
 from shardyard.errors import CheckpointError
 
-__all__ = ["KeptPlan", "keep_quantized"]
+__all__ = ["Kept", "cache_scales", "keep_quantized", "with_made"]
 
 #: TensorRT-LLM's own list of modules that stay plain.
 _NEVER = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding", "*shared_expert_gate")
+_QKV = ".attention.qkv.weight"
+_CACHE = ("kv_cache_scaling_factor", "kv_cache_rcp_scaling_factor")
 _FIX = "set quantization: dequantized, or choose other degrees"
 
 
 @dataclass(frozen=True)
-class KeptPlan:
-    """What is cut (``plan``, without the quantised weights), what is ``made``, and the modules that stay plain.
+class Kept:
+    """A plan whose quantised weights are made, not cut; ``linears`` give the weights as the rank files hold them.
 
-    ``linears`` give the weights as the rank files hold them.
+    ``excluded`` are globs of the modules that stay plain.
     """
 
     plan: CuttingPlan
-    made: tuple[Made, ...]
-    excluded: tuple[str, ...]
     linears: Linears
+    excluded: tuple[str, ...]
+
+    @property
+    def grouped(self) -> bool:
+        """Whether weights are whole numbers in groups."""
+        return self.linears.form.packing != "fp8"
+
+    @property
+    def section(self) -> dict[str, Any]:
+        """What config.json's section quantization says of the weights."""
+        form = self.linears.form
+        group = {"group_size": form.group} if form.group else {}
+        return {
+            "quant_algo": form.algo,
+            "has_zero_point": self.grouped,
+            "exclude_modules": list(self.excluded),
+            **group,
+        }
 
 
-def keep_quantized(plan: CuttingPlan, linears: Linears, tp: int, sm: int = 80) -> KeptPlan:
-    """Divide a plan into what is cut and what is made, for GPUs of architecture ``sm``.
+def keep_quantized(plan: CuttingPlan, linears: Linears, tp: int, sm: int) -> Kept:
+    """Turn a plan's pieces of quantised weights into tensors that are made, for GPUs of architecture ``sm``.
 
     Raises:
         CheckpointError: a group or TensorRT-LLM's kernels do not fit the rank's share of a weight; a tensor of the rank
@@ -48,23 +67,62 @@ def keep_quantized(plan: CuttingPlan, linears: Linears, tp: int, sm: int = 80) -
     targets = [replace(target, linears=shared) for target in targets]
     for target in targets:
         _check_parts(target, plan, linears)
-        _check_sizes(target, plan, tp)
+    _check_sizes(targets, plan, linears, tp)
     _check_dtype(plan, linears)
-    made = [target.made() for target in targets]
-    if linears.form.kv_cache:
-        made += _cache_scales(plan, linears, tp)
     quantized = {name for target in targets for name in target.joined}
     own = {(file, target.name) for target in targets for file in target.files}
-    rest = CuttingPlan(
-        tuple(
-            {name: shape for name, shape in shapes.items() if (file, name) not in own}
-            for file, shapes in enumerate(plan.files)
-        ),
-        {name: pieces for name, pieces in plan.pieces.items() if name not in quantized},
-        plan.dtype,
-        plan.dtypes,
+    files = tuple(
+        {name: shape for name, shape in shapes.items() if (file, name) not in own}
+        for file, shapes in enumerate(plan.files)
     )
-    return KeptPlan(rest, tuple(made), (*_NEVER, *_plain_modules(rest, targets)), shared)
+    excluded = (*_NEVER, *_plain_modules(files, targets))
+    rest = {name: pieces for name, pieces in plan.pieces.items() if name not in quantized}
+    cut = replace(plan, files=files, pieces=rest)
+    return Kept(with_made(cut, [target.made() for target in targets]), shared, excluded)
+
+
+def cache_scales(plan: CuttingPlan, linears: Linears | None, tp: int) -> list[Made]:
+    """Return each layer's scale of the key/value cache and its reciprocal, float32 [1], on all ranks of its stage.
+
+    ``plan`` is the one in which all weights are cut. Keys and values share the larger of their scales; it is 1 where
+    the source has none.
+    """
+    layers = {
+        (piece.file // tp, piece.target): name
+        for name, pieces in plan.pieces.items()
+        for piece in pieces
+        if piece.target.endswith(_QKV)
+    }
+    made = []
+    for (stage, target), name in layers.items():
+        prefix = target.removesuffix("qkv.weight")
+        infos = {f"{prefix}{what}": TensorInfo((1,), "float32") for what in _CACHE}
+        files = dict.fromkeys(range(stage * tp, (stage + 1) * tp), infos)
+        # model.layers.3.self_attn.q_proj.weight → model.layers.3.self_attn.
+        layer = f"{name.rsplit('.', 2)[0]}."
+        make = partial(_make_cache_scales, linears, layer, files)
+        made.append(Made(f"{prefix}{_CACHE[0]}", files, 0, make))
+    return made
+
+
+def _make_cache_scales(
+    linears: Linears | None, layer: str, files: dict[int, dict[str, TensorInfo]]
+) -> Iterator[tuple[int, str, Array]]:
+    scale = linears.cache_scale(layer) if linears else np.ones(1, np.float32)
+    for file, infos in files.items():
+        for name, value in zip(infos, (scale, np.float32(1) / scale), strict=True):
+            yield file, name, value
+
+
+def with_made(plan: CuttingPlan, made: Sequence[Made]) -> CuttingPlan:
+    """Add tensors that are made to a plan."""
+    files = [dict(shapes) for shapes in plan.files]
+    dtypes = dict(plan.dtypes)
+    for item in made:
+        for file, tensors in item.files.items():
+            files[file] |= {name: info.shape for name, info in tensors.items()}
+            dtypes |= {name: info.dtype for name, info in tensors.items() if info.dtype != plan.dtype}
+    return replace(plan, files=tuple(files), dtypes=dtypes, made=(*plan.made, *made))
 
 
 def _check_parts(target: Target, plan: CuttingPlan, linears: Linears) -> None:
@@ -82,29 +140,38 @@ def _check_parts(target: Target, plan: CuttingPlan, linears: Linears) -> None:
         )
 
 
-def _check_sizes(target: Target, plan: CuttingPlan, tp: int) -> None:
-    form = target.linears.form
-    if form.packing == "fp8":
-        return
-    for file, shape in target.shapes.items():
-        problem = _size_problem(target, file, shape, plan, tp)
-        if problem:
-            raise CheckpointError(
-                f"{target.name} of rank{file} cannot stay quantised ({form.algo}, group_size={form.group or 'all'})",
-                why=problem,
-                fix=_FIX,
-            )
+def _check_sizes(targets: Sequence[Target], plan: CuttingPlan, linears: Linears, tp: int) -> None:
+    """Check every rank's share of every weight in groups: first for what no engine could take, then for kernels."""
+    form = linears.form
+    shares = [(target, file) for target in targets for file in target.files if form.packing != "fp8"]
+    for check in (_group_problem, _kernel_problem):
+        for target, file in shares:
+            problem = check(target, file, plan, tp)
+            if problem:
+                raise CheckpointError(
+                    f"{target.name} of rank{file} cannot stay quantised ({form.algo}, groups of {form.group or 'all'})",
+                    why=problem,
+                    fix=_FIX,
+                )
 
 
-def _size_problem(target: Target, file: int, shape: tuple[int, ...], plan: CuttingPlan, tp: int) -> str | None:
-    form, columns = target.linears.form, shape[-1]
-    cut = any(piece.columns is not None for _, piece in target.files[file])
+def _by_columns(target: Target, file: int) -> bool:
+    return any(piece.columns is not None for _, piece in target.files[file])
+
+
+def _group_problem(target: Target, file: int, plan: CuttingPlan, tp: int) -> str | None:
+    group, columns = target.linears.form.group, target.shapes[file][-1]
+    if _by_columns(target, file) and (group == 0 or columns % group):
+        return f"tp={tp} leaves {columns} input columns on a rank, which are no whole number of groups"
+    return None
+
+
+def _kernel_problem(target: Target, file: int, plan: CuttingPlan, tp: int) -> str | None:
+    shape, cut = target.shapes[file], _by_columns(target, file)
     if len(shape) == 3:
         return "TensorRT-LLM's layout of experts in groups is not known"
-    if cut and (form.group == 0 or columns % form.group):
-        return f"tp={tp} leaves {columns} input columns on a rank, which are no whole number of groups"
-    multiple = max(SIZE_MULTIPLE, form.group)
-    for what, size, ranks in (("input", columns, 1 if cut else tp), ("output", shape[0], tp if cut else 1)):
+    multiple = max(SIZE_MULTIPLE, target.linears.form.group)
+    for what, size, ranks in (("input", shape[1], 1 if cut else tp), ("output", shape[0], tp if cut else 1)):
         if size % (multiple * ranks):
             return f"TensorRT-LLM would pad the {size} {what} columns to a multiple of {multiple * ranks}"
     bias = target.name.removesuffix("weight") + "bias"
@@ -126,12 +193,11 @@ def _check_dtype(plan: CuttingPlan, linears: Linears) -> None:
         )
 
 
-def _plain_modules(plan: CuttingPlan, targets: Iterable[Target]) -> list[str]:
+def _plain_modules(files: Sequence[dict[str, tuple[int, ...]]], targets: Sequence[Target]) -> list[str]:
     """Return globs of the layers' linear modules that are plain everywhere."""
     quantized = {_kind(target.name) for target in targets}
-    plain: set[str] = set()
-    for shapes in plan.files:
-        plain |= {_kind(name) for name, shape in shapes.items() if name.endswith(".weight") and len(shape) > 1}
+    matrices = (name for shapes in files for name, shape in shapes.items() if len(shape) > 1)
+    plain = {_kind(name) for name in matrices if name.endswith(".weight")}
     plain = {kind for kind in plain if not any(kind.endswith(never.removeprefix("*")) for never in _NEVER)}
     both = sorted(plain & quantized)
     if both:
@@ -147,28 +213,3 @@ def _kind(name: str) -> str:
     """Return a module's name without its layer: transformer.layers.3.mlp.fc.weight → mlp.fc."""
     parts = name.removesuffix(".weight").split(".")
     return ".".join(parts[3:] if parts[:2] == ["transformer", "layers"] else parts)
-
-
-def _cache_scales(plan: CuttingPlan, linears: Linears, tp: int) -> Iterator[Made]:
-    """Yield each layer's scale of the key/value cache and its reciprocal, float32 [1]; keys and values share one."""
-    for name, pieces in plan.pieces.items():
-        target = next((piece.target for piece in pieces if piece.target.endswith("attention.qkv.weight")), None)
-        if target and name.endswith((".k_proj.weight", ".qkv_proj.weight")):
-            prefix = target.removesuffix("qkv.weight")
-            stage = pieces[0].file // tp
-            infos = {f"{prefix}{what}": TensorInfo((1,), "float32") for what in _CACHE}
-            files = dict.fromkeys(range(stage * tp, (stage + 1) * tp), infos)
-            layer = name.rpartition(".")[0].rpartition(".")[0]
-            yield Made(f"{prefix}{_CACHE[0]}", files, 8, partial(_make_cache_scales, linears, layer, files))
-
-
-_CACHE = ("kv_cache_scaling_factor", "kv_cache_rcp_scaling_factor")
-
-
-def _make_cache_scales(
-    linears: Linears, layer: str, files: dict[int, dict[str, TensorInfo]]
-) -> Iterator[tuple[int, str, Array]]:
-    scale = linears.cache_scale(f"{layer}.")
-    for file, infos in files.items():
-        for name, value in zip(infos, (scale, np.float32(1) / scale), strict=True):
-            yield file, name, value

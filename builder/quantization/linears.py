@@ -88,11 +88,13 @@ class Linears:
         values = [float(self.read(name).astype(np.float32).max()) for name in found]
         return np.array([max(values, default=1.0)], np.float32)
 
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes that the source spends on a weight."""
+        return sum(self.entries[tensor].nbytes for tensor in self.names[name].values())
+
     def _entry(self, name: str) -> _Entry:
-        stored = [self.entries[tensor] for tensor in self.names[name].values()]
-        main = stored[0]
-        shape = self._shape(name)
-        size = sum(entry.nbytes for entry in stored)
+        main = self.entries[next(iter(self.names[name].values()))]
+        shape, size = self._shape(name), self.stored_bytes(name)
         stop = main.start + 4 * math.prod(shape)
         return _Entry(
             main.path, name, "F32", shape, main.start, stop, read=lambda: self.weight(name).dequantized(), stored=size
