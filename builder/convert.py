@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 from shardyard.artifacts import Draft
-from shardyard.builder.cutting import CuttingPlan, count_bytes
+from shardyard.builder.estimate import estimate
 from shardyard.builder.quantization.rank_plan import RankPlan, make_rank_plan, pipeline_plan
 from shardyard.builder.rank_files import rank_file, write_rank_files
 from shardyard.builder.source import open_source
 from shardyard.builder.stamps import PENDING, known_inputs, stamp_source
-from shardyard.console import Console, human_bytes
-from shardyard.errors import ArtifactError
+from shardyard.console import Console
 from shardyard.spec import ParallelSpec, Pipeline
 from shardyard.stage import StageResult, run_stage
 from shardyard.toolchain import describe
@@ -32,7 +30,7 @@ def convert(pipeline: Pipeline, out: Path, console: Console) -> StageResult:
     """
     source = open_source(pipeline.checkpoint_path())
     plan = pipeline_plan(source, pipeline)
-    _check_space(plan.cutting, out)
+    estimate(source, plan.cutting, out).check(out)
     toolchain = describe("numpy", "ml_dtypes")
     inputs = known_inputs(source, out, plan.settings, toolchain, console)
 
@@ -63,16 +61,3 @@ def convert_checkpoint(
 
 def _write_config(plan: RankPlan, out: Path) -> None:
     (out / "config.json").write_text(json.dumps(plan.config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _check_space(plan: CuttingPlan, out: Path) -> None:
-    """Refuse before anything is written when the rank files cannot fit on the disk."""
-    needed = sum(sum(count_bytes(shapes, plan.dtype, plan.dtypes).values()) for shapes in plan.files)
-    folder = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ArtifactError(
-            f"{out} needs {human_bytes(needed)} and its disk has {human_bytes(free)} free",
-            why="the rank files would not fit; nothing has been written",
-            fix="free space, or choose another disk with --work",
-        )

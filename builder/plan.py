@@ -11,11 +11,13 @@ from shardyard.builder.cutting import CuttingPlan, count_bytes, make_cutting_pla
 from shardyard.builder.dtypes import BY_NAME
 from shardyard.builder.hf_config import HfConfig
 from shardyard.builder.layout import kv_heads_per_rank, rank_index, stage_layers
-from shardyard.builder.source import SourceCheckpoint, open_source
+from shardyard.builder.outline import open_headers
+from shardyard.builder.quantization.rank_plan import pipeline_plan
+from shardyard.builder.source import SourceCheckpoint
 from shardyard.console import human_bytes
 from shardyard.spec import EngineSpec, ParallelSpec, Pipeline
 
-__all__ = ["Plan", "RankPlan", "plan", "rank_elements"]
+__all__ = ["Plan", "RankPlan", "plan", "plan_source", "rank_elements"]
 
 
 @dataclass(frozen=True)
@@ -110,14 +112,23 @@ def plan(pipeline: Pipeline) -> Plan:
     Raises:
         CheckpointError: the source is broken, not supported, or cannot be cut by these degrees.
     """
-    source = open_source(pipeline.checkpoint_path())
-    cutting = make_cutting_plan(source, pipeline.parallel, pipeline.engine.dtype)
+    return plan_source(pipeline, open_headers(pipeline.checkpoint_path()))[0]
+
+
+def plan_source(pipeline: Pipeline, source: SourceCheckpoint) -> tuple[Plan, CuttingPlan]:
+    """Return what ``plan`` does for a source that is open already, and its cutting plan.
+
+    Raises:
+        CheckpointError: the source cannot be cut by these degrees.
+    """
+    cutting = pipeline_plan(source, pipeline).cutting
     kv_dtype = cache_dtype(pipeline, cutting.dtype)
     ranks = tuple(
         _rank(rank, source.config, pipeline, cutting, kv_dtype) for rank in range(pipeline.parallel.world_size)
     )
-    parameters = sum(math.prod(source.entries[name].shape) for name in cutting.pieces)
-    return Plan(pipeline, source.config, cutting.dtype, kv_dtype, ranks, parameters)
+    names = cutting.pieces.keys() | (source.linears.names.keys() if source.linears else set())
+    parameters = sum(math.prod(source.entries[name].shape) for name in names)
+    return Plan(pipeline, source.config, cutting.dtype, kv_dtype, ranks, parameters), cutting
 
 
 def rank_elements(source: SourceCheckpoint, parallel: ParallelSpec) -> list[int]:

@@ -72,10 +72,13 @@ def _pipeline_arguments(sub: argparse.ArgumentParser, nargs: str | None = None) 
 
 #: What a stage's verb takes beside what all of them do.
 _STAGE_FLAGS = {
+    "convert": {
+        "--dry-run": "show bytes per rank, time and memory, and what cannot work; config.json is enough, nothing runs",
+    },
     "build": {
         "--print": "print the commands and the memory calculation of a GPU target; config.json is enough, nothing runs",
         "--uncertified": "build for GPUs without the certificate that verify writes",
-    }
+    },
 }
 
 

@@ -66,6 +66,17 @@ def _verb(stage: Callable[[Context], StageResult]) -> Callable[[argparse.Namespa
     return run
 
 
+def _convert_verb(args: argparse.Namespace) -> None:
+    """``convert``, or with --dry-run what it would do."""
+    from shardyard.builder.dry_run import dry_run
+
+    context = Context.of(args)
+    if args.dry_run:
+        dry_run(context.pipeline, context.work.checkpoint, context.console)
+        return
+    context.console.result(str(convert(context).folder))
+
+
 def _build_verb(args: argparse.Namespace) -> None:
     """``build``, or with --print what it would run."""
     from shardyard.builder.build import show
@@ -78,7 +89,10 @@ def _build_verb(args: argparse.Namespace) -> None:
 
 
 #: Each stage as a verb. It prints the folder that it made, or found up to date.
-STAGE_VERBS = {name: _verb(stage) for name, stage in _STAGES.items()} | {"build": _build_verb}
+STAGE_VERBS = {name: _verb(stage) for name, stage in _STAGES.items()} | {
+    "convert": _convert_verb,
+    "build": _build_verb,
+}
 
 
 def bring_up_to_date(context: Context) -> dict[str, StageResult]:

@@ -100,7 +100,7 @@ def test_a_full_disk_is_found_before_anything_is_written(
 ) -> None:
     source = write_checkpoint(tmp_path / "source")
     usage = type("Usage", (), {"free": 1000})
-    monkeypatch.setattr("shardyard.builder.convert.shutil.disk_usage", lambda folder: usage)
+    monkeypatch.setattr("shardyard.builder.estimate.shutil.disk_usage", lambda folder: usage)
     with pytest.raises(ArtifactError, match=r"1\.00 kB free"):
         convert(pipeline(source), tmp_path / "out", QUIET)
     assert not (tmp_path / "out").exists()
