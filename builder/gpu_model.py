@@ -6,21 +6,18 @@ It comes from converted rank files, or, before there are any, from the source's 
 from __future__ import annotations
 
 import fnmatch
-import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.builder.cutting import lay_out, place_rules
-from shardyard.builder.dtypes import BY_NAME
-from shardyard.builder.hf_config import HfConfig, parse_config
+from shardyard.builder.dtypes import STORED
 from shardyard.builder.layout import rank_index
+from shardyard.builder.outline import open_headers
+from shardyard.builder.quantization.rank_plan import pipeline_plan
 from shardyard.builder.safetensors_file import SafetensorsFile
-from shardyard.builder.source import INDEX, read_json
-from shardyard.builder.unified_config import unified_config
-from shardyard.errors import CheckpointError
+from shardyard.builder.source import read_json
 from shardyard.spec import EngineSpec, Pipeline
 
 __all__ = ["GpuModel", "cache_algo", "model_of_checkpoint", "model_of_source"]
@@ -89,20 +86,16 @@ def model_of_source(pipeline: Pipeline) -> GpuModel:
         CheckpointError: the config is missing or not supported, the index names other tensors, or the degrees cannot
             cut this model.
     """
-    folder = pipeline.checkpoint_path()
-    config = parse_config(read_json(folder / "config.json"), folder / "config.json")
-    if (folder / INDEX).is_file():
-        _check_index(folder / INDEX, config)
-    named = pipeline.engine.dtype
-    dtype = named if named != "auto" else config.dtype or "bfloat16"
-    unified = unified_config(config, pipeline.parallel, dtype, pipeline.quantization)
-    if cache := cache_algo(pipeline.engine):
-        unified["quantization"]["kv_cache_quant_algo"] = cache
-    files, _ = lay_out(config, pipeline.parallel)
-    item = BY_NAME[dtype].itemsize
-    sizes = [_engine_bytes(((n, math.prod(shape), item) for n, shape in file.items()), unified) for file in files]
+    plan = pipeline_plan(open_headers(pipeline.checkpoint_path()), pipeline)
+    cutting = plan.cutting
+    sizes = [
+        _engine_bytes(
+            {name: (math.prod(shape), _itemsize(cutting.dtype_of(name))) for name, shape in file.items()}, plan.config
+        )
+        for file in cutting.files
+    ]
     ranks = range(pipeline.parallel.world_size)
-    return GpuModel(unified, tuple(sizes[rank_index(rank, pipeline.parallel).file] for rank in ranks))
+    return GpuModel(plan.config, tuple(sizes[rank_index(rank, pipeline.parallel).file] for rank in ranks))
 
 
 def model_of_checkpoint(pipeline: Pipeline, checkpoint: Path) -> GpuModel:
@@ -115,39 +108,30 @@ def model_of_checkpoint(pipeline: Pipeline, checkpoint: Path) -> GpuModel:
     sizes = []
     for number in range(pipeline.parallel.tp * pipeline.parallel.pp):
         entries = SafetensorsFile(checkpoint / f"rank{number}.safetensors").entries.values()
-        tensors = ((entry.name, math.prod(entry.shape), entry.dtype.itemsize) for entry in entries)
+        tensors = {entry.name: (math.prod(entry.shape), entry.dtype.itemsize) for entry in entries}
         sizes.append(_engine_bytes(tensors, config))
     ranks = range(pipeline.parallel.world_size)
     return GpuModel(config, tuple(sizes[rank_index(rank, pipeline.parallel).file] for rank in ranks))
 
 
-def _engine_bytes(tensors: Iterable[tuple[str, int, int]], config: Mapping[str, Any]) -> int:
-    """Add up (name, elements, bytes each); plain matrices shrink to what the build makes of them."""
+#: What stands beside a weight that is quantized in the rank file already.
+_SCALES = ("weights_scaling_factor", "per_channel_scale")
+
+
+def _engine_bytes(tensors: Mapping[str, tuple[int, int]], config: Mapping[str, Any]) -> int:
+    """Add up name → (elements, bytes each); plain matrices shrink to what the build makes of them."""
     quantization = config.get("quantization") or {}
     each = _QUANTIZED.get(str(quantization.get("quant_algo")))
     excluded = quantization.get("exclude_modules") or []
     total = 0.0
-    for name, elements, item in tensors:
+    for name, (elements, item) in tensors.items():
         module = name.removesuffix(".weight")
-        plain = item > 1 and any(fnmatch.fnmatchcase(name, pattern) for pattern in _MATRICES)
+        matrix = any(fnmatch.fnmatchcase(name, pattern) for pattern in _MATRICES)
+        made = item == 1 or any(f"{module}.{scale}" in tensors for scale in _SCALES)
         kept = name.endswith("shared_expert_gate.weight") or any(fnmatch.fnmatchcase(module, glob) for glob in excluded)
-        total += elements * (each if each and plain and not kept else item)
+        total += elements * (each if each and matrix and not made and not kept else item)
     return int(total)
 
 
-def _check_index(path: Path, config: HfConfig) -> None:
-    """Compare the names of an index with those that the family's table expects."""
-    held = read_json(path).get("weight_map")
-    if not isinstance(held, dict):
-        raise CheckpointError(f"{path} has no weight_map of tensor to file", fix="download the file again")
-    # Quantized checkpoints have qweight, scales and others in place of weight: then the module's name has to do.
-    modules = {name.rpartition(".")[0] for name in held}
-    wanted = [part.name for item in place_rules(config, 1) for part in item.parts]
-    missing = [name for name in wanted if name not in held and name.removesuffix(".weight") not in modules]
-    if missing:
-        raise CheckpointError(
-            f"{path} names no tensor {missing[0]}",
-            why=f"config.json asks for it and {len(missing) - 1} more that the index does not have: "
-            f"{json.dumps(missing[:3])}",
-            fix="check that config.json and the index belong to the same model",
-        )
+def _itemsize(dtype: str) -> int:
+    return STORED[dtype].itemsize

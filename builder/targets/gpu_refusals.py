@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shardyard.builder.gpu_model import cache_algo
 from shardyard.builder.limits import RESERVE
+from shardyard.builder.quantization.rank_file import LAYOUT_KEY
 from shardyard.builder.targets.architectures import KV_SUPPORT, WEIGHT_SUPPORT, blocked_plugins, why_not
 from shardyard.console import human_bytes
 from shardyard.errors import PipelineError
@@ -38,6 +39,17 @@ def _weights_algorithm(request: GpuRequest) -> PipelineError | None:
         f"weights of {algo} cannot run on {gpu.name} (SM {gpu.sm})",
         why=why,
         fix=f"possible there: {', '.join(possible)}, or no quantization; or name another machine",
+    )
+
+
+def _layout(request: GpuRequest) -> PipelineError | None:
+    made, gpu = request.model.config.get(LAYOUT_KEY), request.machine.gpu
+    if made in (None, gpu.sm):
+        return None
+    return PipelineError(
+        f"the rank files' weights are laid out for SM {made}, not for SM {gpu.sm}",
+        why="weights of int4 and int8 lie in the order in which the kernels of an architecture read them",
+        fix=f"run shardyard convert again with the machine named in the pipeline file, {request.machine.name}",
     )
 
 
@@ -189,6 +201,7 @@ def _cache(request: GpuRequest) -> PipelineError | None:
 CHECKS: tuple[Callable[[GpuRequest], PipelineError | None], ...] = (
     _gpu_count,
     _weights_algorithm,
+    _layout,
     _cache_type,
     _cache_algorithm,
     _plugins,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from shardyard.builder.gpu_model import model_of_checkpoint, model_of_source
 from shardyard.builder.limits import RESERVE, budgets
+from shardyard.builder.quantization.rank_file import LAYOUT_KEY
 from shardyard.builder.targets.architectures import KV_SUPPORT, WEIGHT_SUPPORT, why_not
 from shardyard.builder.targets.gpu_request import make_request
 from shardyard.errors import PipelineError
@@ -85,7 +87,6 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"instance": "p6-b200.48xlarge", "toolchain": "25.10"}, "toolchain=25.10 does not support SM 100", "26.07"),
     ({"instance": "p4de.24xlarge", "kv_cache": "fp8"}, r"cache of FP8 cannot run on A100-80GB \(SM 80\)", "INT8"),
-    ({"instance": "p6-b200.48xlarge", "kv_cache": "int8"}, "cache of INT8 cannot run on B200", "FP8"),
     ({"kv_cache": "float32"}, "kv_cache=float32 is not possible with weights of bfloat16", "fp8"),
     ({"instance": "p5.48xlrge"}, "engine.instance=p5.48xlrge is not known", "p5.48xlarge"),
     ({"instance": None}, "needs to know the machine", "engine.instance"),
@@ -102,11 +103,22 @@ def test_refused(llama_70b: Path, gpu_pipeline: MakePipeline, settings: dict[str
     assert fix in error.value.fix
 
 
+def test_rank_files_that_were_made_for_another_gpu(llama_70b: Path, gpu_pipeline: MakePipeline) -> None:
+    pipeline = big(gpu_pipeline, llama_70b, instance="p6-b200.48xlarge")
+    model = model_of_source(pipeline)
+    cached = model.config["quantization"] | {"kv_cache_quant_algo": "INT8"}
+    with pytest.raises(PipelineError, match="cache of INT8 cannot run on B200") as error:
+        make_request(pipeline, replace(model, config=model.config | {"quantization": cached}))
+    assert "FP8" in error.value.fix
+    with pytest.raises(PipelineError, match="laid out for SM 90, not for SM 100"):
+        make_request(pipeline, replace(model, config=model.config | {LAYOUT_KEY: 90}))
+
+
 def test_a_cache_that_the_rank_files_do_not_have(
     converted: Callable[..., tuple[Path, Path]], gpu_pipeline: MakePipeline
 ) -> None:
     source, checkpoint = converted()
-    pipeline = gpu_pipeline(source, kv_cache="int8")
+    pipeline = gpu_pipeline(source, kv_cache="fp8")
     with pytest.raises(PipelineError, match="not what the rank files were converted for"):
         make_request(pipeline, model_of_checkpoint(pipeline, checkpoint))
 
