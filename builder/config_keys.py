@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +11,8 @@ from shardyard.errors import CheckpointError
 
 __all__ = ["ConfigKeys"]
 
+#: Sizes and numbers beyond these are no model's, and would not fit into floating point.
+_MOST, _LARGEST = 1 << 62, 1e300
 #: config.json's usual names of what HfConfig calls otherwise.
 _USUAL = {
     "norm_epsilon": "rms_norm_eps",
@@ -49,21 +50,21 @@ class ConfigKeys:
     def size(self, key: str, default: int | None = None) -> int:
         """Return a whole number above 0."""
         value = self._needed(key, default)
-        if type(value) is not int or value < 1:
+        if type(value) is not int or not 0 < value < _MOST:
             self.wrong(key, value, "a whole number above 0")
         return int(value)
 
     def count(self, key: str) -> int:
         """Return a whole number, 0 where nothing gives one."""
         value = self.get(key, 0)
-        if type(value) is not int or value < 0:
+        if type(value) is not int or not 0 <= value < _MOST:
             self.wrong(key, value, "a whole number")
         return int(value)
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a number above 0."""
         value = self._needed(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < _LARGEST:
             self.wrong(key, value, "a number above 0")
         return float(value)
 

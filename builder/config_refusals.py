@@ -12,7 +12,7 @@ from shardyard.errors import CheckpointError
 __all__ = ["refuse"]
 
 #: Keys that change the maths, the values with which they do not, and what they ask for otherwise. A key that is
-#: absent or null is always fine; one that the family ``reads`` is supported.
+#: absent or null is always fine; what a family ``reads`` is supported there.
 _REFUSED: tuple[Refused, ...] = (
     ("hidden_act", ("silu", "swish"), "another activation"),
     ("use_sliding_window", (False,), "sliding-window attention"),
@@ -46,11 +46,11 @@ def refuse(raw: Mapping[str, Any], family: Family, path: Path) -> None:
     Raises:
         CheckpointError: names the key, its value, and what it asks for.
     """
+    table = [line for line in _REFUSED if line[0] not in family.reads] + list(family.refused)
     wanted = [
         (key, raw[key], what)
-        for key, fine, what in (*_REFUSED, *family.refused)
-        if key not in family.reads and raw.get(key) is not None
-        if raw[key] not in (fine(raw) if callable(fine) else fine)
+        for key, fine, what in table
+        if raw.get(key) is not None and raw[key] not in (fine(raw) if callable(fine) else fine)
     ]
     window = raw.get("sliding_window")
     if window is not None and "use_sliding_window" not in raw and "sliding_window" not in family.reads:

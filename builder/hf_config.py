@@ -179,7 +179,7 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> HfConfig:
         qk_norm=keys.flag("qk_norm", False),
         post_norms=keys.flag("post_norms", False),
         embedding_scale=keys.number("embedding_scale", 1.0),
-        attention_scale=keys.number("attention_scale", head_dim**-0.5),
+        attention_scale=keys.number("score_scalar", head_dim) ** -0.5,
         attn_softcap=keys.maybe_number("attn_softcap"),
         final_softcap=keys.maybe_number("final_softcap"),
         sliding_window=parse_sliding_window(keys),

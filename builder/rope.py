@@ -76,7 +76,7 @@ def parse_rope(keys: ConfigKeys, head_dim: int, positions: int) -> Rope:
     numbers |= {f"{key}.{name}": scaling.get(name) for name in _KINDS[kind]}
     numbers |= {f"{key}.{name}": scaling[name] for name in _OPTIONAL.get(kind, ()) if name in scaling}
     for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
             raise CheckpointError(
                 f"{keys.path}: {name}={value!r} is not a number above 0",
                 why=f"rotation of type {kind!r} needs it",

@@ -117,7 +117,10 @@ class SafetensorsFile:
 
     def array(self, name: str) -> Array:
         """Return a read-only view of a tensor in the mapped file; pages are read when they are touched."""
-        entry = self.entries[name]
+        return self.view(self.entries[name])
+
+    def view(self, entry: TensorEntry) -> Array:
+        """Return a read-only view of the place that ``entry`` names."""
         view: Array = self._mapped[entry.start : entry.stop].view(entry.dtype).reshape(entry.shape)
         return view
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.artifacts import FileStamp, stamp_files
-from shardyard.builder.dtypes import Array
+from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.hf_config import HfConfig, parse_config
 from shardyard.builder.quantization.linears import Linears, find_linears
 from shardyard.builder.quantization.source_format import SourceFormat, parse_format
@@ -17,8 +17,10 @@ from shardyard.builder.safetensors_file import SafetensorsFile, TensorEntry
 from shardyard.console import Console
 from shardyard.errors import CheckpointError
 
-__all__ = ["SourceCheckpoint", "open_source", "read_json"]
+__all__ = ["HEADS", "SourceCheckpoint", "open_source", "read_json"]
 
+#: Names of the output matrix, which no prefix has.
+HEADS = ("lm_head.weight", "embed_out.weight")
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 #: Where NVIDIA's ModelOpt says how it quantised the weights.
@@ -30,6 +32,7 @@ class SourceCheckpoint:
     """An opened checkpoint: ``files`` in the order of their names, ``entries`` maps every tensor to its place.
 
     ``linears`` are the layers that are quantised; their weights are entries too, under the names of plain ones.
+    ``rounded`` names the type that all other tensors are rounded to when they are read; None: they keep theirs.
     """
 
     folder: Path
@@ -38,13 +41,14 @@ class SourceCheckpoint:
     entries: Mapping[str, TensorEntry]
     names: tuple[str, ...]
     linears: Linears | None = None
+    rounded: str | None = None
 
     def array(self, name: str) -> Array:
         """Return a tensor as a read-only view of its mapped file; a quantised weight as the float32 it stands for."""
         if self.linears and name in self.linears.names:
             return self.linears.weight(name).dequantized()
-        path = self.entries[name].path
-        return next(file for file in self.files if file.path == path).array(name)
+        entry = self.entries[name]
+        return next(file for file in self.files if file.path == entry.path).view(entry)
 
     def stamp(self, known: Mapping[str, FileStamp], console: Console) -> dict[str, FileStamp]:
         """Stamp every file that convert reads; unchanged files of ``known`` are not hashed again."""
@@ -85,8 +89,17 @@ def open_source(folder: Path) -> SourceCheckpoint:
     if weight_map is not None:
         _check_index(folder, weight_map, entries)
     extra = [name for name, used in ((MODELOPT, modelopt), (INDEX, weight_map)) if used is not None]
-    opened = SourceCheckpoint(folder, config, files, entries, ("config.json", *extra, *names))
+    named = _with_prefix(entries, config.family.prefix)
+    opened = SourceCheckpoint(folder, config, files, named, ("config.json", *extra, *names))
     return opened if form is None else _seen_plain(opened, form)
+
+
+def _with_prefix(entries: Mapping[str, TensorEntry], prefix: str) -> dict[str, TensorEntry]:
+    """Return the entries under their full names: files of a bare model leave the family's prefix out."""
+    if not prefix or any(name.startswith(prefix) for name in entries):
+        return dict(entries)
+    full = {name: name if name in HEADS else f"{prefix}{name}" for name in entries}
+    return {full[name]: replace(entry, name=full[name]) for name, entry in entries.items()}
 
 
 def _seen_plain(source: SourceCheckpoint, form: SourceFormat) -> SourceCheckpoint:

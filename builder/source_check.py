@@ -8,13 +8,10 @@ from shardyard.builder.dtypes import BY_NAME
 from shardyard.builder.hf_config import HfConfig
 from shardyard.builder.placing import place_rules, source_shape
 from shardyard.builder.safetensors_file import TensorEntry
-from shardyard.builder.source import SourceCheckpoint
+from shardyard.builder.source import HEADS, SourceCheckpoint
 from shardyard.errors import CheckpointError
 
 __all__ = ["check_tensors"]
-
-#: Names of the output matrix.
-_HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def check_tensors(source: SourceCheckpoint) -> None:
@@ -45,7 +42,7 @@ def check_tensors(source: SourceCheckpoint) -> None:
 
 def _ignored(name: str, config: HfConfig) -> bool:
     # A head that no rule asks for is tied. It is the embedding, whatever the file holds: transformers loads it so.
-    return name in _HEADS or any(fnmatch.fnmatchcase(name, pattern) for pattern in config.family.ignored)
+    return name in HEADS or any(fnmatch.fnmatchcase(name, pattern) for pattern in config.family.ignored)
 
 
 def _check_tensor(source: SourceCheckpoint, name: str, shape: tuple[int, ...], entry: TensorEntry | None) -> None:

@@ -77,5 +77,6 @@ FALCON = Family(
     },
     derive=_derive,
     reads=frozenset({"alibi"}),
+    refused=(("num_ln_in_parallel_attn", (1, 2), "another number of norms"),),
     prefix="transformer.",
 )

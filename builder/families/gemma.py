@@ -14,25 +14,30 @@ from typing import Any
 from shardyard.builder.families.blocks import ATTENTION, ENDS, MLP, NORMS
 from shardyard.builder.families.rules import Cut, Family, Rule
 
-__all__ = ["DEFAULTS", "EXTRAS", "FIXED", "GEMMA", "READS", "REFUSED", "derive", "plus_one"]
+__all__ = ["DEFAULTS", "EXTRAS", "FIXED", "GEMMA", "KEYS", "READS", "REFUSED", "derive", "plus_one"]
 
-DEFAULTS = {"norm_epsilon": 1e-6, "max_position_embeddings": 8192, "head_dim": 256, "tied": True}
+DEFAULTS = {
+    "norm_epsilon": 1e-6,
+    "max_position_embeddings": 8192,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "tied": True,
+}
+#: The first config.json files name `gelu` in hidden_act, which transformers replaces by the approximation.
+KEYS = {"hidden_act": "hidden_activation"}
 FIXED = {"norm": "rms_plus_one", "qkv_bias": False, "dense_bias": False, "mlp_bias": False}
 EXTRAS = {"attn_bias": False, "mlp_bias": False, "inter_layernorms": lambda config: config.post_norms}
 READS = frozenset({"hidden_act"})
-REFUSED = (("attention_bias", (False,), "biases in attention, which TensorRT-LLM's Gemma has not"),)
+REFUSED = (
+    ("attention_bias", (False,), "biases in attention, which TensorRT-LLM's Gemma has not"),
+    ("hidden_act", ("gelu", "gelu_pytorch_tanh"), "another activation"),
+)
 
 
 def derive(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the embedding's scale, and the activation that the models were trained with.
-
-    The first config.json files name ``gelu`` in ``hidden_act``, which transformers replaces by the approximation.
-    """
+    """Return the embedding's scale."""
     hidden = raw.get("hidden_size")
-    return {
-        "embedding_scale": hidden**0.5 if isinstance(hidden, int) and hidden > 0 else None,
-        "hidden_act": raw.get("hidden_activation", "gelu_pytorch_tanh"),
-    }
+    return {"embedding_scale": hidden**0.5 if isinstance(hidden, int) and 0 < hidden < 1 << 62 else None}
 
 
 def plus_one(rule: Rule) -> Rule:
@@ -49,6 +54,7 @@ GEMMA = Family(
     defaults=DEFAULTS,
     extras=EXTRAS,
     fixed=FIXED,
+    keys=KEYS,
     derive=derive,
     reads=READS,
     refused=REFUSED,

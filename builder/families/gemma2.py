@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from shardyard.builder.families import gemma
 from shardyard.builder.families.blocks import ATTENTION, ENDS, HF, MLP, NORMS, TL
 from shardyard.builder.families.rules import Cut, Family, Part, Rule
@@ -20,20 +17,17 @@ _AROUND_MLP = tuple(
     for side in ("pre", "post")
 )
 
-
-def _derive(raw: Mapping[str, Any]) -> dict[str, Any]:
-    scalar = raw.get("query_pre_attn_scalar", 256)
-    return {
-        **gemma.derive(raw),
-        "attention_scale": scalar**-0.5 if isinstance(scalar, int | float) and scalar > 0 else "query_pre_attn_scalar",
-    }
-
-
 GEMMA2 = Family(
     name="gemma2",
     architecture="Gemma2ForCausalLM",
     table=tuple(map(gemma.plus_one, (*ENDS, *NORMS, *_AROUND_MLP, *ATTENTION, *MLP))),
-    defaults={**gemma.DEFAULTS, "attn_softcap": 50.0, "final_softcap": 30.0, "sliding_window": 4096},
+    defaults={
+        **gemma.DEFAULTS,
+        "attn_softcap": 50.0,
+        "final_softcap": 30.0,
+        "sliding_window": 4096,
+        "score_scalar": 256,
+    },
     extras={
         **gemma.EXTRAS,
         "query_pre_attn_scalar": lambda config: round(config.attention_scale**-2, 6),
@@ -41,7 +35,8 @@ GEMMA2 = Family(
         "final_logit_softcapping": lambda config: config.final_softcap,
     },
     fixed={**gemma.FIXED, "post_norms": True, "sliding_every": 2},
-    derive=_derive,
+    keys={**gemma.KEYS, "score_scalar": "query_pre_attn_scalar"},
+    derive=gemma.derive,
     reads=gemma.READS
     | {"query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "sliding_window"},
     refused=gemma.REFUSED,

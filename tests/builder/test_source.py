@@ -24,7 +24,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         {"architectures": ["LlamaForCausalML"]},
         ["'LlamaForCausalML'", "Qwen2ForCausalLM", "nearest is LlamaForCausalLM"],
     ),
-    ({"architectures": ["BloomForCausalLM"]}, ["'BloomForCausalLM'", "supported: ", "LlamaForCausalLM, MistralForCausalLM"]),
+    ({"architectures": ["BloomForCausalLM"]}, ["'BloomForCausalLM'", "supported: ", "OPTForCausalLM, Phi3ForCausalLM"]),
     ({"architectures": None}, ["names no architecture", "supported: "]),
     ({"hidden_size": None}, ["config.json has no hidden_size"]),
     ({"hidden_size": "64"}, ["hidden_size='64'", "whole number above 0"]),
