@@ -85,12 +85,15 @@ class Plan:
         weights = sum(rank.weight_bytes for rank in self.ranks)
         cache = sum(rank.kv_bytes for rank in self.ranks) * tokens
         memory = psutil.virtual_memory().total
-        lines = [
-            f"KV cache of {tokens} tokens in {self.kv_dtype}: {human_bytes(cache)} over all ranks",
-            f"weights and KV cache: {human_bytes(weights + cache)}; this machine has {human_bytes(memory)}",
-        ]
-        if weights + cache > memory:
-            lines.append("warning: on this machine alone that does not fit; lower engine.kv_cache_tokens or add hosts")
+        lines = [f"KV cache of {tokens} tokens in {self.kv_dtype}: {human_bytes(cache)} over all ranks"]
+        if engine.target == "cpu":
+            lines.append(
+                f"weights and KV cache: {human_bytes(weights + cache)}; this machine has {human_bytes(memory)}"
+            )
+            if weights + cache > memory:
+                lines.append(
+                    "warning: on this machine alone that does not fit; lower engine.kv_cache_tokens or add hosts"
+                )
         if engine.max_seq_len > config.max_position_embeddings:
             lines.append(
                 f"warning: engine.max_seq_len={engine.max_seq_len} is beyond the "
@@ -141,6 +144,8 @@ def cache_dtype(pipeline: Pipeline, dtype: str) -> str:
     """Return the KV cache's type for rank files of type ``dtype``."""
     if pipeline.engine.kv_cache != "auto":
         return pipeline.engine.kv_cache
+    if pipeline.engine.target != "cpu":
+        return dtype
     return "float32" if dtype == "float32" and pipeline.quantization == "none" else "int8"
 
 

@@ -32,6 +32,21 @@ def plan(args: argparse.Namespace) -> None:
     context.console.table(made.title, made.columns, made.rows)
     for remark in made.remarks:
         context.console.say(remark)
+    if context.pipeline.engine.target != "cpu":
+        _plan_gpu(context)
+
+
+def _plan_gpu(context: Context) -> None:
+    """Show what fits into the GPUs that the pipeline file names."""
+    from shardyard.builder.gpu_model import model_of_source
+    from shardyard.builder.limits import FORMULA
+    from shardyard.builder.targets.gpu_request import make_request
+
+    request = make_request(context.pipeline, model_of_source(context.pipeline))
+    budget = request.tightest
+    context.console.table(f"memory of rank {budget.rank} on {request.machine}", ("line", "amount"), budget.rows)
+    for line in (*FORMULA, f"tool chain: {request.toolchain}", *request.remarks):
+        context.console.say(line)
 
 
 def _fields(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str]]:

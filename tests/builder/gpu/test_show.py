@@ -134,3 +134,12 @@ def test_what_the_api_does_not_do(
 ) -> None:
     with pytest.raises(PipelineError, match=message):
         build(gpu_pipeline(llama_70b, target="tensorrt_llm_api", **more), tmp_path, tmp_path / "engine", QUIET)
+
+
+def test_plan_shows_what_fits_into_the_gpus(llama_70b: Path, shardyard: Any, tmp_path: Path) -> None:
+    (tmp_path / "p.yaml").write_text(PIPELINE.format(source=llama_70b))
+    done = shardyard("plan", "p.yaml", "--set", "engine.target=tensorrt_llm", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "# memory of rank 0 on p5.48xlarge" in done.stdout
+    assert "KV cache of 524288 tokens in bfloat16" in done.stdout
+    assert "this machine has" not in done.stdout
