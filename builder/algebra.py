@@ -8,7 +8,7 @@ family's table; a wrong line there is what the numeric check finds.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.families.rules import Cut, Part
 from shardyard.builder.hf_config import HfConfig
 from shardyard.builder.placing import Placed, logical_shape, place_rules, resolve_cut, share_of, source_shape
+from shardyard.builder.quantization.checking import made_faults
+from shardyard.builder.quantization.rank_file import LAYOUT_KEY, RankFile
+from shardyard.builder.quantization.rank_plan import DEFAULT_SM, make_rank_plan
 from shardyard.builder.safetensors_file import SafetensorsFile
 from shardyard.builder.source import SourceCheckpoint, read_json
-from shardyard.builder.unified_config import unified_config
 from shardyard.console import Advance, Console
 from shardyard.errors import CheckpointError
 from shardyard.spec import ParallelSpec
@@ -70,8 +72,16 @@ def compare_bytes(
     if dtype not in BY_NAME:
         report.faults.append(f"config.json: dtype={dtype!r} is none of {', '.join(BY_NAME)}")
         return report
-    _compare_config(written, unified_config(source.config, parallel, dtype, quantization), report)
-    files = _open_files(checkpoint, parallel.tp * parallel.pp, report)
+    quantized = written.get("quantization") or {}
+    plan = make_rank_plan(
+        source, parallel, dtype, quantization, quantized.get("kv_cache_quant_algo"), written.get(LAYOUT_KEY, DEFAULT_SM)
+    )
+    source = plan.source
+    _compare_config(written, plan.config, report)
+    files = _open_files(checkpoint, parallel.tp * parallel.pp, written, report)
+    report.faults += made_faults(plan, files)
+    if plan.kept and report.faults:
+        return report
     seen: list[set[str]] = [set() for _ in files]
     reached = {name: np.zeros(max(entry.shape), bool) for name, entry in source.entries.items()}
     total = sum(entry.nbytes for file in files if file for entry in file.entries.values())
@@ -85,7 +95,9 @@ def compare_bytes(
                     reached[share.name][share.rows[share.rows != _PADDING]] = True
                 file = files[number]
                 if file:
-                    target_type = BY_NAME[placed.rule.dtype or dtype]
+                    # What is quantised is compared as what it stands for, in float32.
+                    kept = file.quantized(placed.target)
+                    target_type = BY_NAME["float32" if kept else placed.rule.dtype or dtype]
                     experts = share_of(placed, rank, parallel).experts
                     _compare_tensor(source, file, placed.target, shares, experts, target_type, report, advance)
     for file, names in zip(files, seen, strict=True):
@@ -107,14 +119,14 @@ def _compare_config(written: dict[str, Any], wanted: dict[str, Any], report: Byt
             report.faults.append(f"config.json: {key}={written.get(key)!r}, the source asks for {wanted.get(key)!r}")
 
 
-def _open_files(checkpoint: Path, count: int, report: ByteReport) -> list[SafetensorsFile | None]:
+def _open_files(checkpoint: Path, count: int, config: Mapping[str, Any], report: ByteReport) -> list[RankFile | None]:
     surplus = {path.name for path in checkpoint.iterdir() if re.fullmatch(r"rank\d+\.safetensors", path.name)}
-    files: list[SafetensorsFile | None] = []
+    files: list[RankFile | None] = []
     for number in range(count):
         name = f"rank{number}.safetensors"
         surplus.discard(name)
         try:
-            files.append(SafetensorsFile(checkpoint / name))
+            files.append(RankFile(checkpoint / name, config))
         except CheckpointError as error:
             report.faults.append(f"{name}: {error.why or error.what}")
             files.append(None)

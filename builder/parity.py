@@ -16,6 +16,8 @@ import psutil
 
 from shardyard.builder.dtypes import BY_NAME, Array
 from shardyard.builder.plan import rank_elements
+from shardyard.builder.quantization.rank_file import kept_algo
+from shardyard.builder.quantization.rank_plan import make_rank_plan
 from shardyard.builder.reference import Reference
 from shardyard.builder.source import SourceCheckpoint, read_json
 from shardyard.console import Console, human_bytes
@@ -78,15 +80,22 @@ def compare_numbers(
     with console.progress("compare logits", 2.0) as advance:
         tokens, logits = _run_world(checkpoint, prompts, parallel, source)
         advance(1, "reference")
-        wanted = Reference(source, _weight_type(checkpoint)).logits(tokens)
+        wanted = _reference(source, checkpoint, parallel).logits(tokens)
         advance(1, "done")
     return [_compare(*each) for each in zip(prompts, tokens, logits, wanted, strict=True)]
 
 
-def _weight_type(checkpoint: Path) -> str | None:
-    """Return the type that the weights were converted to: rounding to it is asked for, so it is not an error."""
-    dtype = read_json(checkpoint / "config.json").get("dtype")
-    return dtype if dtype in BY_NAME else None
+def _reference(source: SourceCheckpoint, checkpoint: Path, parallel: ParallelSpec) -> Reference:
+    """Return the reference of what was asked for, which is no error.
+
+    Weights are rounded to the rank files' type; those that stay quantised are not, but FP8 ones that are joined share a
+    scale.
+    """
+    config = read_json(checkpoint / "config.json")
+    dtype = str(config.get("dtype"))
+    if kept_algo(config):
+        return Reference(make_rank_plan(source, parallel, dtype).source)
+    return Reference(source, dtype if dtype in BY_NAME else None)
 
 
 def _run_world(

@@ -48,7 +48,8 @@ class SourceCheckpoint:
         if self.linears and name in self.linears.names:
             return self.linears.weight(name).dequantized()
         entry = self.entries[name]
-        return next(file for file in self.files if file.path == entry.path).view(entry)
+        array = next(file for file in self.files if file.path == entry.path).view(entry)
+        return array if self.rounded is None else cast(array, BY_NAME[self.rounded])
 
     def stamp(self, known: Mapping[str, FileStamp], console: Console) -> dict[str, FileStamp]:
         """Stamp every file that convert reads; unchanged files of ``known`` are not hashed again."""

@@ -101,7 +101,7 @@ def cache_scales(plan: CuttingPlan, linears: Linears | None, tp: int) -> list[Ma
         # model.layers.3.self_attn.q_proj.weight → model.layers.3.self_attn.
         layer = f"{name.rsplit('.', 2)[0]}."
         make = partial(_make_cache_scales, linears, layer, files)
-        made.append(Made(f"{prefix}{_CACHE[0]}", files, 0, make))
+        made.append(Made(f"{prefix}{_CACHE[0]}", (f"{layer}*_scale",), files, 0, make))
     return made
 
 

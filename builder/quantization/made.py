@@ -28,10 +28,11 @@ class TensorInfo:
 class Made:
     """Some tensors that come from the same part of the source: ``files[n]`` are those of rank{n}.safetensors, by name.
 
-    ``make`` yields each as (file, name, array). ``source_bytes`` is what it reads.
+    ``make`` yields each as (file, name, array). ``sources`` are what it reads, by plain names: ``source_bytes`` in all.
     """
 
     what: str
+    sources: tuple[str, ...]
     files: Mapping[int, Mapping[str, TensorInfo]]
     source_bytes: int
     make: Callable[[], Iterator[tuple[int, str, Array]]]

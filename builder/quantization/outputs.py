@@ -66,7 +66,7 @@ class Target:
     def made(self) -> Made:
         """Return its tensors, announced and ready to be made."""
         infos = {file: self._infos(shape) for file, shape in self.shapes.items()}
-        return Made(self.name, infos, sum(map(self.linears.stored_bytes, self.joined)), self._make)
+        return Made(self.name, self.joined, infos, sum(map(self.linears.stored_bytes, self.joined)), self._make)
 
     def _sibling(self, name: str) -> str:
         return self.name.removesuffix("weight") + name

@@ -79,11 +79,11 @@ class RankFile(SafetensorsFile):
             return super().array(name)
         if self.in_groups(name):
             return self.grouped(name).dequantized()
-        values: Array = self._stored(name).astype(np.float32)
+        values: Array = self.stored_array(name).astype(np.float32)
         if self.algo == "FP8_PER_CHANNEL_PER_TOKEN":
-            values *= self._stored(_sibling(name, "per_channel_scale"))[..., None]
+            values *= self.stored_array(_sibling(name, "per_channel_scale"))[..., None]
             return values
-        scale = self._stored(_sibling(name, "weights_scaling_factor"))
+        scale = self.stored_array(_sibling(name, "weights_scaling_factor"))
         values *= scale[..., None] if values.ndim == 3 else scale
         return values
 
@@ -104,13 +104,14 @@ class RankFile(SafetensorsFile):
     def grouped(self, name: str) -> GroupedWeight:
         """Return a weight of GPTQ's algorithms in whole numbers. Its zeros are worked out from zero and scale."""
         bits = self.bits
-        scales = np.ascontiguousarray(self._stored(_sibling(name, "weights_scaling_factor")).T)
-        shift = self._stored(_sibling(name, "zero")).T.astype(np.float32)
+        scales = np.ascontiguousarray(self.stored_array(_sibling(name, "weights_scaling_factor")).T)
+        shift = self.stored_array(_sibling(name, "zero")).T.astype(np.float32)
         units = shift / np.where(scales == 0, np.float32(1), scales.astype(np.float32))
         zeros = np.rint(np.float32(1 << (bits - 1)) - units).astype(np.int16)
-        return GroupedWeight(from_tensorrt(self._stored(name), bits, self._sm), scales, zeros, bits)
+        return GroupedWeight(from_tensorrt(self.stored_array(name), bits, self._sm), scales, zeros, bits)
 
-    def _stored(self, name: str) -> Array:
+    def stored_array(self, name: str) -> Array:
+        """Return a tensor as it is in the file."""
         entry = self.stored[name]
         view: Array = self._mapped[entry.start : entry.stop].view(entry.dtype).reshape(entry.shape)
         return view

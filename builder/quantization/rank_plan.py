@@ -102,7 +102,8 @@ def make_rank_plan(
     linears = source.linears
     if linears and quantization == "none":
         kept = keep_quantized(plan, linears, parallel.tp, sm)
-        source, cache = replace(source, linears=kept.linears), cache or linears.form.kv_cache
+        source = replace(source, linears=kept.linears, rounded=plan.dtype)
+        cache = cache or linears.form.kv_cache
     cutting = kept.plan if kept else plan
     if cache:
         cutting = with_made(cutting, cache_scales(plan, linears, parallel.tp))
