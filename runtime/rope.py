@@ -21,6 +21,11 @@ __all__ = ["rope_kind", "rope_problem", "rotary_tables"]
 
 Scaling = Mapping[str, Any]
 Frequencies = NDArray[np.float64]
+#: What a scaling may say; anything else could change the angles.
+_KEYS = {
+    *("rope_type", "type", "factor", "original_max_position_embeddings", "attention_factor"),
+    *("low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"),
+}
 
 
 def rotary_tables(rope: RopeSpec, positions: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -54,6 +59,9 @@ def rope_problem(rope: RopeSpec, positions: int) -> str | None:
     kind = rope_kind(rope)
     if kind not in _SCALINGS:
         return f"the engine knows {', '.join(_SCALINGS)}"
+    unknown = sorted((rope.scaling or {}).keys() - _KEYS)
+    if unknown:
+        return f"the engine does not know {', '.join(unknown)}"
     if kind == "dynamic" and positions > rope.trained:
         return f"beyond {rope.trained} positions it would turn all keys again whenever a sequence grows"
     return None
@@ -83,20 +91,11 @@ def _yarn(rope: RopeSpec, plain: Frequencies) -> tuple[Frequencies, float]:
         rope.dim * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
         for turns in (_number(rope, "beta_fast", 32), _number(rope, "beta_slow", 1))
     ]
-    if (rope.scaling or {}).get("truncate", True):
-        ends = [math.floor(ends[0]), math.ceil(ends[1])]
-    low, high = max(ends[0], 0), min(ends[1], rope.dim - 1)
+    low, high = max(math.floor(ends[0]), 0), min(math.ceil(ends[1]), rope.dim - 1)
     # Equal ends would divide by zero; Hugging Face moves the upper one by as much.
     slow = np.clip((np.arange(rope.dim // 2) - low) / (high - low or 0.001), 0.0, 1.0)
-    return (1 - slow) * plain + slow * plain / factor, _yarn_size(rope, factor)
-
-
-def _yarn_size(rope: RopeSpec, factor: float) -> float:
-    def growth(weight: float) -> float:
-        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    weights = [_number(rope, name, 0.0) for name in ("mscale", "mscale_all_dim")]
-    return _number(rope, "attention_factor", growth(weights[0]) / growth(weights[1]) if all(weights) else growth(1.0))
+    growth = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return (1 - slow) * plain + slow * plain / factor, _number(rope, "attention_factor", growth)
 
 
 def _number(rope: RopeSpec, key: str, default: float | None = None) -> float:
