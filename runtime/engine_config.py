@@ -22,7 +22,10 @@ _AGAIN = "build the engine again: shardyard build"
 
 @dataclass(frozen=True)
 class CpuTarget:
-    """The ``shardyard`` section: how the CPU engine computes, and the machine and OpenVINO that it was built for."""
+    """The ``shardyard`` section: how the CPU engine computes, and the machine and OpenVINO that it was built for.
+
+    ``weights_from`` says in words what the weights are and where they come from.
+    """
 
     weights: WeightType
     compute: ComputeType
@@ -32,6 +35,7 @@ class CpuTarget:
     openvino: str
     cpu_features: list[str]
     target: str = "cpu"
+    weights_from: str = ""
 
 
 @dataclass(frozen=True)

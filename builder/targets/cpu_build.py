@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import cast
 
-from shardyard.artifacts import Draft, read_manifest
+from shardyard.artifacts import Draft
 from shardyard.builder.quantization.rank_file import kept_algo
 from shardyard.builder.targets.converted import check_degrees
 from shardyard.builder.targets.cpu import read_config, write_rank_engine
 from shardyard.console import Console
 from shardyard.errors import PipelineError
+from shardyard.manifest import read_manifest
 from shardyard.runtime.engine_config import CpuTarget, engine_json, rank_engine
 from shardyard.runtime.network import ComputeType, KvType, WeightType
 from shardyard.spec import Pipeline
@@ -44,6 +45,7 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
     toolchain = {**describe("numpy", "openvino"), "cpu_features": " ".join(target.cpu_features)}
 
     def work(draft: Draft) -> None:
+        console.stage(STAGE, f"weights: {target.weights_from}")
         ranks = pipeline.parallel.world_size
         with console.progress(STAGE, ranks, "ranks") as advance:
             for rank in range(ranks):
@@ -84,12 +86,24 @@ def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTa
         threads=engine.threads,
         openvino=package_version("openvino") or "absent",
         cpu_features=cpu_features(),
+        weights_from=_NOTES.get(kept or pipeline.quantization, "{}, as in the rank files").format(weights),
     )
 
 
 _WEIGHTS: dict[str, WeightType] = {"w8a16": "int8", "w4a16": "int4"}
 #: How the engine holds what is quantised in the rank files; FP8 is dequantised to the rank files' own type.
 _KEPT: dict[str, WeightType] = {"W4A16_GPTQ": "int4", "W8A16_GPTQ": "int8"}
+
+
+#: What the engine's weights are, by the form that quantised ones have in the rank files, else by the pipeline file.
+_NOTES = {
+    "w8a16": "{} with a scale per output channel, quantised by this build",
+    "w4a16": "{} in groups, quantised by this build; the head in int8",
+    "W4A16_GPTQ": "{} in groups, number for number as in the checkpoint",
+    "W8A16_GPTQ": "{} in groups, number for number as in the checkpoint",
+    "FP8": "{}, dequantised from FP8: OpenVINO multiplies no FP8 on CPUs",
+    "FP8_PER_CHANNEL_PER_TOKEN": "{}, dequantised from FP8: OpenVINO multiplies no FP8 on CPUs",
+}
 
 
 def _default_cache(weights: WeightType, compute: ComputeType) -> KvType:
