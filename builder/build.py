@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.artifacts import read_manifest
 from shardyard.builder.targets.cpu_build import build_cpu
 from shardyard.builder.targets.tensorrt_llm import build_tensorrt_llm, show_tensorrt_llm
 from shardyard.builder.targets.tensorrt_llm_api import build_tensorrt_llm_api, show_tensorrt_llm_api
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, UsageError
+from shardyard.manifest import read_manifest
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult
 

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.artifacts import FileStamp
 from shardyard.errors import CheckpointError
+from shardyard.manifest import FileStamp
 
 __all__ = ["FileIdentity"]
 

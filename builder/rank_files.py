@@ -12,16 +12,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from shardyard.artifacts import FileStamp
 from shardyard.builder.cut_block import RowWriter, piece_bytes, write_block
 from shardyard.builder.cutting import CuttingPlan
 from shardyard.builder.dtypes import BY_NAME, STORED, Array
@@ -31,8 +30,12 @@ from shardyard.builder.safetensors_writer import SafetensorsWriter
 from shardyard.builder.source import SourceCheckpoint
 from shardyard.builder.source_run import BLOCK_BYTES, SourceRun, split_runs
 from shardyard.console import Advance, Console
+from shardyard.manifest import FileStamp
 
-__all__ = ["WrittenFiles", "default_workers", "rank_file", "write_rank_files"]
+__all__ = ["Around", "WrittenFiles", "default_workers", "keep", "rank_file", "write_rank_files"]
+
+#: Holds a source file's content while it is read.
+Around = Callable[[Path], AbstractContextManager[None]]
 
 STAGE = "convert"
 #: More readers than this do not make a disk faster, and each needs its block.
@@ -45,6 +48,12 @@ class WrittenFiles:
 
     inputs: dict[str, FileStamp]
     outputs: dict[str, FileStamp]
+
+
+@contextmanager
+def keep(path: Path) -> Iterator[None]:
+    """Leave a source file as it is."""
+    yield
 
 
 def rank_file(file: int) -> str:
@@ -64,14 +73,17 @@ def write_rank_files(
     console: Console,
     known: Mapping[str, FileStamp] | None = None,
     workers: int | None = None,
+    around: Around = keep,
 ) -> WrittenFiles:
     """Write all rank files of a plan into the folder ``out``. Files of the source with a ``known`` stamp keep it.
+
+    Each file of the source is read inside of ``around`` it, where that is not ``keep`` one file at a time.
 
     Raises:
         CheckpointError: a value does not fit into its new type, or the source changed while it was read.
         OSError: the disk is full.
     """
-    workers = workers or default_workers()
+    workers = (workers or default_workers()) if around is keep else 1
     runs = _runs(source, plan, known or {}, workers)
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(workers, "hash")
@@ -91,7 +103,7 @@ def write_rank_files(
         stack.enter_context(followers)
         total = sum(run.nbytes for run in runs) + sum(made.source_bytes for made in plan.made)
         advance: Advance = stack.enter_context(console.progress(STAGE, total, "B"))
-        _read_all(runs, source, plan, files, advance, pool, workers)
+        _read_all(runs, source, plan, files, advance, pool, workers, around)
         digests = {file.writer.path: file.digest.result() for file in files}
     return WrittenFiles(
         {run.file.path.name: run.file.identity.stamp(run.sha256) for run in runs if run.hashed},
@@ -119,6 +131,7 @@ def _read_all(
     advance: Advance,
     pool: Executor,
     workers: int,
+    around: Around,
 ) -> None:
     """Read all runs, ``workers`` at a time, then what the source only stands for; the first error stops the others."""
     stopped, told = threading.Event(), threading.Lock()
@@ -129,8 +142,13 @@ def _read_all(
         with told:
             advance(block.nbytes, entry.name)
 
+    def read(run: SourceRun) -> None:
+        if not stopped.is_set():
+            with around(run.file.path):
+                run.read(use, pool, stopped)
+
     with ThreadPoolExecutor(workers, STAGE) as readers:
-        futures = [readers.submit(run.read, use, pool, stopped) for run in runs]
+        futures = [readers.submit(read, run) for run in runs]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             for future in done:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import FileStamp, stamp_files
 from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.hf_config import HfConfig, parse_config
 from shardyard.builder.quantization.linears import Linears, find_linears
@@ -16,6 +15,7 @@ from shardyard.builder.quantization.source_format import SourceFormat, parse_for
 from shardyard.builder.safetensors_file import SafetensorsFile, TensorEntry
 from shardyard.console import Console
 from shardyard.errors import CheckpointError
+from shardyard.manifest import FileStamp, stamp_files
 
 __all__ = ["HEADS", "SourceCheckpoint", "open_source", "read_json"]
 

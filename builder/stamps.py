@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import FileStamp, Manifest, read_manifest, stamp_files
 from shardyard.builder.source import SourceCheckpoint
 from shardyard.console import Console
 from shardyard.errors import ArtifactError
+from shardyard.manifest import FileStamp, Manifest, read_manifest, stamp_files
 
 __all__ = ["PENDING", "known_inputs", "stamp_source"]
 
@@ -24,23 +24,29 @@ def stamp_source(source: SourceCheckpoint, out: Path, console: Console) -> dict[
 
 
 def known_inputs(
-    source: SourceCheckpoint, out: Path, settings: Mapping[str, Any], toolchain: Mapping[str, str], console: Console
+    source: SourceCheckpoint,
+    out: Path,
+    settings: Mapping[str, Any],
+    toolchain: Mapping[str, str],
+    console: Console,
+    stamps: Mapping[str, FileStamp] | None = None,
 ) -> dict[str, FileStamp]:
     """Stamp the source's files as far as the decision needs whether the artifact at ``out`` is up to date.
 
-    Weights that will be converted anyway are not hashed: their hash is PENDING.
+    ``stamps`` are known from elsewhere and hold for files that have not changed since. Weights that will be converted
+    anyway are not hashed: their hash is PENDING.
     """
     old = _manifest(out)
-    known = _known(source, out, old)
+    known = {**_known(source, out, old), **(stamps or {})}
     if old and (old.settings, old.toolchain) == (dict(settings), dict(toolchain)) and _same_sizes(source, old):
         return source.stamp(known, console)
-    stamps = {}
+    found = {}
     for file in source.files:
         name = file.path.name
         stamp = known.get(name)
         unchanged = stamp and (stamp.size, stamp.mtime_ns) == (file.identity.size, file.identity.mtime_ns)
-        stamps[name] = stamp if stamp and unchanged else file.identity.stamp(PENDING)
-    return stamps | stamp_files(source.folder, set(source.names) - stamps.keys(), known)
+        found[name] = stamp if stamp and unchanged else file.identity.stamp(PENDING)
+    return found | stamp_files(source.folder, set(source.names) - found.keys(), known)
 
 
 def _manifest(out: Path) -> Manifest | None:

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import Draft, FileStamp, Manifest, read_manifest, stamp_files
+from shardyard.artifacts import Draft
 from shardyard.builder.algebra import ByteReport, compare_bytes
 from shardyard.builder.convert import stamp_source
 from shardyard.builder.parity import (
@@ -25,6 +25,7 @@ from shardyard.builder.parity import (
 from shardyard.builder.source import SourceCheckpoint, open_source
 from shardyard.console import Console, human_bytes
 from shardyard.errors import ArtifactError, ParityError
+from shardyard.manifest import FileStamp, Manifest, read_manifest, stamp_files
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
 from shardyard.toolchain import cpu_model, describe

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import Draft, read_manifest, stamp_files
+from shardyard.artifacts import Draft
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, PipelineError
+from shardyard.manifest import read_manifest, stamp_files
 from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
 from shardyard.model_repo.ensemble import STEPS, check_edges
 from shardyard.model_repo.special_ids import SpecialIds, read_special_ids

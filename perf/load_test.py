@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import MANIFEST, hash_file, is_artifact, stamp_files, write_artifact
+from shardyard.artifacts import write_artifact
 from shardyard.console import Advance, Console
 from shardyard.endpoint import Endpoint
+from shardyard.manifest import MANIFEST, hash_file, is_artifact, stamp_files
 from shardyard.perf.locust_process import LoadRun, generate_load
 from shardyard.perf.plan import LOAD, STATUS, WORKLOAD, make_plan
 from shardyard.perf.prompts import PromptMaker, load_tokenizer

@@ -15,10 +15,10 @@ from typing import Any
 import psutil
 from pydantic import BaseModel, ConfigDict
 
-from shardyard.artifacts import is_artifact
 from shardyard.chain import walk
 from shardyard.endpoint import Endpoint
 from shardyard.errors import ArtifactError, LaunchError
+from shardyard.manifest import is_artifact
 from shardyard.spec import Pipeline
 from shardyard.toolchain import cpu_features, cpu_model, describe
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.artifacts import MANIFEST, FileStamp, Manifest, hash_file, is_artifact, read_manifest
 from shardyard.errors import ArtifactError
+from shardyard.manifest import MANIFEST, FileStamp, Manifest, hash_file, is_artifact, read_manifest
 
 __all__ = ["Link", "check", "walk"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from shardyard.artifacts import write_atomically
+from shardyard.atomic import write_atomically
 from shardyard.errors import LaunchError
 
 __all__ = ["Endpoint", "read_endpoint"]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import Draft, FileStamp, Manifest, differences, link_to_parent, read_manifest, write_artifact
+from shardyard.artifacts import Draft, write_artifact
 from shardyard.console import Console
+from shardyard.manifest import FileStamp, Manifest, differences, link_to_parent, read_manifest
 
 __all__ = ["StageResult", "run_stage"]
 

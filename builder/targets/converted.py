@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shardyard.artifacts import Manifest
 from shardyard.errors import ArtifactError
+from shardyard.manifest import Manifest
 from shardyard.spec import ParallelSpec, Pipeline
 
 __all__ = ["check_degrees", "stale_settings"]

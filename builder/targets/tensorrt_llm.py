@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from shardyard import __version__
-from shardyard.artifacts import Draft, content_key, is_artifact, read_manifest, write_atomically
+from shardyard.artifacts import Draft
+from shardyard.atomic import write_atomically
 from shardyard.builder.gpu_model import model_of_checkpoint, model_of_source
 from shardyard.builder.limits import FORMULA
 from shardyard.builder.source import read_json
@@ -24,6 +25,7 @@ from shardyard.builder.targets.trtllm_overrides import FlagInEffect, expected_ov
 from shardyard.builder.targets.trtllm_ranks import build_ranks
 from shardyard.console import Console
 from shardyard.errors import ArtifactError
+from shardyard.manifest import content_key, is_artifact, read_manifest
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
 

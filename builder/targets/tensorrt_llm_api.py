@@ -12,12 +12,13 @@ from typing import Any
 
 import yaml
 
-from shardyard.artifacts import Draft, is_artifact, read_manifest
+from shardyard.artifacts import Draft
 from shardyard.builder.gpu_model import model_of_source
 from shardyard.builder.source import open_source
 from shardyard.builder.targets.gpu_request import GpuRequest, make_request
 from shardyard.console import Console
 from shardyard.errors import PipelineError
+from shardyard.manifest import is_artifact, read_manifest
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
 from shardyard.toolchain import describe

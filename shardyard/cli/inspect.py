@@ -9,10 +9,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
-from shardyard.artifacts import MANIFEST
 from shardyard.cli.context import Context
 from shardyard.console import human_bytes
 from shardyard.errors import ArtifactError, UsageError
+from shardyard.manifest import MANIFEST
 from shardyard.spec import Pipeline
 
 __all__ = ["doctor", "plan", "trace"]
@@ -26,6 +26,7 @@ def plan(args: argparse.Namespace) -> None:
     if args.pipeline is None:
         raise UsageError("plan needs a pipeline file", fix="shardyard plan examples/demo.yaml, or plan --fields")
     context = Context.of(args)
+    context.bring_headers()
     from shardyard.builder.plan import plan as make_plan
 
     made = make_plan(context.pipeline)

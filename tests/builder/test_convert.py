@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from shardyard.artifacts import MANIFEST, read_manifest
 from shardyard.builder.convert import convert, convert_checkpoint
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, CheckpointError
+from shardyard.manifest import MANIFEST, read_manifest
 from shardyard.pipeline_file import parse_pipeline
 from shardyard.spec import ParallelSpec, Pipeline
 

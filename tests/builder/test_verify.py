@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from shardyard.artifacts import read_manifest
 from shardyard.builder.convert import convert, convert_checkpoint, write_rank_files
 from shardyard.builder.cutting import make_cutting_plan
 from shardyard.builder.families.llama import LLAMA
@@ -22,6 +21,7 @@ from shardyard.builder.source import SourceCheckpoint, open_source
 from shardyard.builder.verify import check_bytes, check_numbers, verify
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, ParityError
+from shardyard.manifest import read_manifest
 from shardyard.pipeline_file import parse_pipeline
 from shardyard.spec import Pipeline
 

@@ -16,9 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
-from shardyard.artifacts import read_manifest
 from shardyard.console import Console
 from shardyard.errors import LaunchError, MeasurementError, RequestError, ShardyardError
+from shardyard.manifest import read_manifest
 from shardyard.perf.load_test import run
 from shardyard.perf.records import read_records
 from shardyard.perf.results import Results, read_results

@@ -10,13 +10,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from shardyard.artifacts import read_manifest
 from shardyard.builder.build import build
 from shardyard.builder.convert import convert
 from shardyard.builder.targets.cpu import rank_arrays
 from shardyard.builder.targets.cpu_build import cpu_target
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, CheckpointError, PipelineError
+from shardyard.manifest import read_manifest
 from shardyard.runtime.engine_file import open_engine
 from shardyard.spec import Pipeline
 

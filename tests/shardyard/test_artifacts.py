@@ -10,16 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.artifacts import (
-    MANIFEST,
-    FileStamp,
-    content_key,
-    differences,
-    read_manifest,
-    stamp_files,
-    write_artifact,
-)
+from shardyard.artifacts import write_artifact
 from shardyard.errors import ArtifactError
+from shardyard.manifest import MANIFEST, FileStamp, content_key, differences, read_manifest, stamp_files
 
 TOOLS = {"shardyard": "1"}
 

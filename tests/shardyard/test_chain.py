@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.artifacts import stamp_files, write_artifact
+from shardyard.artifacts import write_artifact
 from shardyard.chain import check, walk
 from shardyard.errors import ArtifactError
+from shardyard.manifest import stamp_files
 
 
 @pytest.fixture

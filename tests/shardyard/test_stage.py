@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.artifacts import Draft, stamp_files, write_artifact
+from shardyard.artifacts import Draft, write_artifact
 from shardyard.chain import walk
 from shardyard.console import Console
+from shardyard.manifest import stamp_files
 from shardyard.stage import StageResult, run_stage
 
 

@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import pytest
 
-from shardyard.artifacts import read_manifest
 from shardyard.builder.build import build
 from shardyard.builder.targets.tensorrt_llm import REPORT
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, RankError, ToolchainError
+from shardyard.manifest import read_manifest
 from shardyard.spec import Pipeline
 
 QUIET = Console(quiet=True)
