@@ -13,6 +13,7 @@ import pytest
 
 from shardyard.builder.convert import convert_checkpoint
 from shardyard.builder.targets.cpu import rank_arrays
+from shardyard.runtime.names import scale_name
 from shardyard.runtime.rank import RankModel, RankSettings
 from shardyard.runtime.world import World
 from shardyard.spec import ParallelSpec
@@ -111,3 +112,24 @@ def test_two_ranks(grid: str, golden: Callable[[str], Golden], run_world: Any, t
     run_world(2, "families.py", tmp_path / "jobs.json")
     errors = {name: each.error(list(np.load(tmp_path / name / "logits.npz").values())) for name, each in wanted.items()}
     assert max(errors.values()) < MAX_RELATIVE, errors
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe"])
+def test_int8_experts_are_the_rounded_weights(name: str, golden: Callable[[str], Golden], tmp_path: Path) -> None:
+    wanted = golden(name)
+    convert_checkpoint(wanted.folder, tmp_path, ParallelSpec())
+    spec, narrow = rank_arrays(tmp_path, 0, weights="int8")
+    wide_spec, wide = rank_arrays(tmp_path, 0, weights="float32")
+    for key, array in narrow.items():
+        if array.dtype == np.int8:
+            wide[key] = array * narrow[scale_name(key)]
+    assert {array.dtype for key, array in narrow.items() if key.endswith("mlp.fc.weight")} == {np.dtype(np.int8)}
+    assert {array.dtype for key, array in narrow.items() if "router" in key} == {np.dtype(np.float32)}
+    got, rounded = (
+        RankModel(each, arrays, World(1, 1), RankSettings.exact()).logits(wanted.prompts[0])
+        for each, arrays in ((spec, narrow), (wide_spec, wide))
+    )
+    assert got is not None
+    assert rounded is not None
+    assert np.abs(got - rounded).max() / np.abs(rounded).max() < 3e-5
+    assert np.abs(got[-3:] - wanted.logits[0]).max() / np.abs(wanted.logits[0]).max() > 1e-3
