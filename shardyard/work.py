@@ -15,6 +15,11 @@ class WorkFolder:
     root: Path
 
     @property
+    def source(self) -> Path:
+        """What ``convert`` downloads, where the source is on the hub."""
+        return self.root / "source"
+
+    @property
     def checkpoint(self) -> Path:
         """Rank files, written by ``convert``."""
         return self.root / "checkpoint"

@@ -16,6 +16,10 @@ PROMPTS = ("Once upon a time", "A river begins", "Count the stones:")
 
 def convert(context: Context) -> StageResult:
     """Checkpoint → rank files."""
+    if context.remote:
+        from shardyard.builder.hub.convert import convert_remote
+
+        return convert_remote(context.remote, context.pipeline, context.work.checkpoint, context.console)
     from shardyard.builder.convert import convert as stage
 
     return stage(context.pipeline, context.work.checkpoint, context.console)
@@ -72,6 +76,7 @@ def _convert_verb(args: argparse.Namespace) -> None:
 
     context = Context.of(args)
     if args.dry_run:
+        context.bring_headers()
         dry_run(context.pipeline, context.work.checkpoint, context.console)
         return
     context.console.result(str(convert(context).folder))
@@ -83,14 +88,26 @@ def _build_verb(args: argparse.Namespace) -> None:
 
     context = Context.of(args)
     if args.print:
+        context.bring_headers()
         show(context.pipeline, context.work.checkpoint, context.work.engine, context.console)
         return
     context.console.result(str(build(context, uncertified=args.uncertified).folder))
 
 
+def _verify_verb(args: argparse.Namespace) -> None:
+    """``verify``, or with --perplexity what a text says of the weights."""
+    from shardyard.cli.perplexity import perplexity
+
+    if args.perplexity:
+        perplexity(args)
+        return
+    _verb(verify)(args)
+
+
 #: Each stage as a verb. It prints the folder that it made, or found up to date.
 STAGE_VERBS = {name: _verb(stage) for name, stage in _STAGES.items()} | {
     "convert": _convert_verb,
+    "verify": _verify_verb,
     "build": _build_verb,
 }
 
