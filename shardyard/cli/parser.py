@@ -81,6 +81,15 @@ _STAGE_FLAGS = {
     },
 }
 
+#: Options of stages' verbs: the type of their value, its name, their meaning.
+_STAGE_OPTIONS: dict[str, dict[str, tuple[Callable[[str], object], str, str]]] = {
+    "verify": {
+        "--perplexity": (Path, "FILE", "instead, measure this text's perplexity before and after quantization"),
+        "--context": (int, "TOKENS", "perplexity: tokens of a window (512, or what the model was trained for)"),
+        "--stride": (int, "TOKENS", "perplexity: from the beginning of a window to that of the next (256)"),
+    },
+}
+
 
 def _stage_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     plan = verb(
@@ -103,6 +112,8 @@ def _stage_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
         stage.add_argument("--why", action="store_true", help="give every reason why the stage ran, not only the first")
         for flag, meaning in _STAGE_FLAGS.get(name, {}).items():
             stage.add_argument(flag, action="store_true", help=meaning)
+        for option, (kind, metavar, meaning) in _STAGE_OPTIONS.get(name, {}).items():
+            stage.add_argument(option, type=kind, metavar=metavar, help=meaning)
     up = verb("up", stages.up, "Do all of it: convert, verify, build, fill, serve, ask, measure, report, stop.")
     up.add_argument("--why", action="store_true", help="give every reason why a stage ran, not only the first")
     up.add_argument("--prompt", action="append", metavar="TEXT", help="ask this (repeatable; default: three prompts)")
