@@ -16,6 +16,10 @@ PROMPTS = ("Once upon a time", "A river begins", "Count the stones:")
 
 def convert(context: Context) -> StageResult:
     """Checkpoint → rank files."""
+    if context.remote:
+        from shardyard.builder.hub.convert import convert_remote
+
+        return convert_remote(context.remote, context.pipeline, context.work.checkpoint, context.console)
     from shardyard.builder.convert import convert as stage
 
     return stage(context.pipeline, context.work.checkpoint, context.console)
@@ -72,6 +76,7 @@ def _convert_verb(args: argparse.Namespace) -> None:
 
     context = Context.of(args)
     if args.dry_run:
+        context.bring_headers()
         dry_run(context.pipeline, context.work.checkpoint, context.console)
         return
     context.console.result(str(convert(context).folder))
@@ -83,6 +88,7 @@ def _build_verb(args: argparse.Namespace) -> None:
 
     context = Context.of(args)
     if args.print:
+        context.bring_headers()
         show(context.pipeline, context.work.checkpoint, context.work.engine, context.console)
         return
     context.console.result(str(build(context, uncertified=args.uncertified).folder))
