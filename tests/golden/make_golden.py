@@ -3,8 +3,9 @@
     python tests/golden/make_golden.py --maker .venv/bin/python
 
 Needs torch and transformers, which the project itself does not; ``--maker`` is an interpreter with the project's own
-dependencies, which makes the checkpoints. Per family it writes NAME.json (prompts, greedy tokens and text, the source
-files' hashes, versions) and NAME.npz (logits of the last positions, every layer's output at the last token).
+dependencies, which makes the checkpoints. Per checkpoint it writes into logits/: NAME.json (prompts, greedy tokens and
+text, the source files' hashes, versions) and NAME.npz (logits of the last positions, every layer's output at the last
+token). It stops if a checkpoint lacks a tensor that transformers looks for, or has one that it does not know.
 """
 
 from __future__ import annotations

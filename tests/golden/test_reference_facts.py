@@ -62,6 +62,8 @@ SAME: list[tuple[str, dict[str, Any]]] = [
     ("qwen2", {"sliding_window": 32, "max_window_layers": 1, "layer_types": ["full_attention"] * 5}),
     ("qwen2_moe", {"sliding_window": 0, "layer_types": ["full_attention"] * 3}),
     ("qwen3_moe", {"num_experts": None, "num_local_experts": 8}),
+    ("gemma", {"hidden_act": "gelu"}),
+    ("gemma", {"hidden_act": "gelu", "hidden_activation": None}),
     ("gemma2", {"layer_types": ["sliding_attention", "full_attention"] * 2}),
     ("gpt_neox", {"rotary_pct": None, "rotary_emb_base": None, "rope_parameters": PARTIAL}),
     ("phi3-partial", {"partial_rotary_factor": None, "rope_theta": None, "rope_parameters": PARTIAL | {PART: 0.75}}),
