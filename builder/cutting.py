@@ -22,12 +22,9 @@ from shardyard.spec import ParallelSpec
 __all__ = [
     "CuttingPlan",
     "Piece",
-    "Placed",
     "count_bytes",
     "lay_out",
     "make_cutting_plan",
-    "place_rules",
-    "resolve_cut",
     "source_dtype",
 ]
 

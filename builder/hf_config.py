@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class HfConfig:
         moe = self.moe.holds(layer)
         return {"moe": moe, "dense": not moe, "shared": moe and self.shared_expert_intermediate_size > 0}
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """What the shapes of a family's rules may name, in elements."""
         return {

@@ -1,24 +1,15 @@
-"""Rotary position embedding: what config.json says about it, and the frequencies that follow.
-
-Sources: Su et al. 2021 (arXiv:2104.09864) for the rotation; Chen et al. 2023 (arXiv:2306.15595) for ``linear``;
-Meta's Llama 3.1 reference code, as described in its model card, for ``llama3``; Peng et al. 2023 (arXiv:2309.00071) for
-``yarn``.
-"""
+"""Rotary position embedding: what config.json says about it."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from shardyard.builder.config_keys import ConfigKeys
-from shardyard.builder.dtypes import Array
 from shardyard.errors import CheckpointError
 
-__all__ = ["Rope", "amplitude", "frequencies", "parse_rope"]
+__all__ = ["Rope", "parse_rope"]
 
 #: The numbers that each kind of scaling needs.
 _KINDS: dict[str, tuple[str, ...]] = {
@@ -34,6 +25,8 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "dynamic": ("original_max_position_embeddings",),
     "linear": ("original_max_position_embeddings",),
 }
+#: The kinds that depend on the original length; a number outside of the mapping comes first, as in transformers.
+_STRETCHED, _ORIGINAL = ("llama3", "yarn"), "original_max_position_embeddings"
 _NAMES = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
@@ -49,11 +42,6 @@ class Rope:
     scaling: Mapping[str, Any] | None
     rotary_dim: int
     trained: int
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """Return one of the scaling's numbers."""
-        value = (self.scaling or {}).get(key)
-        return float(default if value is None and default is not None else value)  # type: ignore[arg-type]
 
 
 def parse_rope(keys: ConfigKeys, head_dim: int, positions: int) -> Rope:
@@ -71,6 +59,9 @@ def parse_rope(keys: ConfigKeys, head_dim: int, positions: int) -> Rope:
     theta = keys.get("rope_theta", 10000.0) if own["rope_theta"] is None else own["rope_theta"]
     share = keys.get("rotary_share", 1.0) if own["partial_rotary_factor"] is None else own["partial_rotary_factor"]
     kind = str(scaling.get("rope_type", scaling.get("type", "default")))
+    outside = keys.raw.get(_ORIGINAL)
+    if kind in _STRETCHED and outside is not None:
+        scaling[_ORIGINAL] = outside
     _check_kind(kind, scaling, key, keys)
     numbers = {keys.name("rope_theta"): theta, keys.name("rotary_share"): share}
     numbers |= {f"{key}.{name}": scaling.get(name) for name in _KINDS[kind]}
@@ -118,58 +109,3 @@ def _rotary_dim(share: float, head_dim: int, keys: ConfigKeys) -> int:
             fix="download the file again",
         )
     return dim
-
-
-def frequencies(rope: Rope) -> Array:
-    """Return the angle per position of each pair of elements, float32 [rotary_dim / 2], in radians.
-
-    Of type ``dynamic`` these hold for up to ``trained`` positions; beyond, they depend on the length.
-    """
-    exponents = np.arange(0, rope.rotary_dim, 2, dtype=np.float32) / np.float32(rope.rotary_dim)
-    plain = (1.0 / np.float32(rope.theta) ** exponents).astype(np.float32)
-    return _SCALED[rope.kind](rope, plain).astype(np.float32)
-
-
-def amplitude(rope: Rope) -> float:
-    """Return what sine and cosine are multiplied by: 1 but for ``yarn``, which sharpens attention over long texts."""
-    if rope.kind != "yarn":
-        return 1.0
-    return rope.number("attention_factor", max(1.0, 0.1 * math.log(rope.number("factor")) + 1.0))
-
-
-def _linear(rope: Rope, plain: Array) -> Array:
-    return plain / np.float32(rope.number("factor"))
-
-
-def _llama3(rope: Rope, plain: Array) -> Array:
-    """Slow waves are stretched by ``factor``, fast ones kept, those between blended by how often they fit."""
-    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
-    turns = rope.number("original_max_position_embeddings") * plain / np.float32(2 * math.pi)
-    share = np.clip((turns - np.float32(low)) / np.float32(high - low), 0, 1)
-    blended: Array = (1 - share) * plain / np.float32(rope.number("factor")) + share * plain
-    return blended
-
-
-def _yarn(rope: Rope, plain: Array) -> Array:
-    """As llama3, with a ramp over the pairs between ``beta_fast`` and ``beta_slow`` turns in the original length."""
-    original = rope.number("original_max_position_embeddings", rope.trained)
-    low, high = (_pair(rope, rope.number(*beta), original) for beta in (("beta_fast", 32.0), ("beta_slow", 1.0)))
-    first, last = max(math.floor(low), 0), min(math.ceil(high), rope.rotary_dim - 1)
-    ramp = (np.arange(len(plain), dtype=np.float32) - first) / np.float32(max(last - first, 0.001))
-    kept = 1 - np.clip(ramp, 0, 1)
-    blended: Array = (1 - kept) * plain / np.float32(rope.number("factor")) + kept * plain
-    return blended
-
-
-def _pair(rope: Rope, turns: float, length: float) -> float:
-    """Return the number of the pair whose wave turns ``turns`` times in ``length`` positions."""
-    return rope.rotary_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
-
-
-_SCALED: dict[str, Callable[[Rope, Array], Array]] = {
-    "default": lambda rope, plain: plain,
-    "linear": _linear,
-    "dynamic": lambda rope, plain: plain,
-    "yarn": _yarn,
-    "llama3": _llama3,
-}

@@ -252,6 +252,11 @@ def test_how_much_of_a_head_turns() -> None:
     assert dims == [128, 64, 72]
 
 
+def test_the_original_length_outside_of_the_scaling_comes_first() -> None:
+    config = parse_config({**LLAMA31, "original_max_position_embeddings": 4096}, PATH)
+    assert config.rope.scaling == {**LLAMA31["rope_scaling"], "original_max_position_embeddings": 4096}
+
+
 #: A model, what is changed, and words of the error.
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (PHI3, {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, ["'longrope'"]),
