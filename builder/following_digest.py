@@ -15,7 +15,7 @@ from concurrent.futures import Executor, Future
 __all__ = ["FollowingDigest"]
 
 #: Bytes that are read back at a time.
-CHUNK_BYTES = 4 << 20
+CHUNK_BYTES = 1 << 20
 
 
 class FollowingDigest:

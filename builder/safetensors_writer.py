@@ -7,7 +7,7 @@ import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,10 @@ import numpy as np
 from shardyard.builder.dtypes import Array, code_of
 
 __all__ = ["SafetensorsWriter"]
+
+
+#: Bytes that are copied at a time where a cut is not contiguous: they stay in a core's cache until they are written.
+COPY_BYTES = 1 << 20
 
 
 class SafetensorsWriter:
@@ -72,11 +76,12 @@ class SafetensorsWriter:
         Raises:
             OSError: the disk is full.
         """
-        data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
         position = self._start[name] + row * self._row[name]
-        while data:
-            count = os.pwrite(self._file.fileno(), data, position)
-            data, position = data[count:], position + count
+        for part in _contiguous(block):
+            data = part.reshape(-1).view(np.uint8).data
+            while data:
+                count = os.pwrite(self._file.fileno(), data, position)
+                data, position = data[count:], position + count
 
     def close(self) -> None:
         """Close the file."""
@@ -87,6 +92,16 @@ class SafetensorsWriter:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _contiguous(block: Array) -> Iterator[Array]:
+    """Yield the rows of a block as they lie in a file: as they are, or copied a few at a time."""
+    if block.flags.c_contiguous:
+        yield block
+        return
+    rows = max(1, COPY_BYTES // max(1, block[:1].nbytes))
+    for first in range(0, len(block), rows):
+        yield np.ascontiguousarray(block[first : first + rows])
 
 
 def _reserve(descriptor: int, size: int) -> None:

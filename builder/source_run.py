@@ -69,6 +69,7 @@ class SourceRun:
         """
         digest = hashlib.sha256() if self.hashed else None
         buffer = np.empty(BLOCK_BYTES, np.uint8)
+        self.file.identity.check(self.file.path)
         with self.file.path.open("rb", buffering=0) as source:
             descriptor = source.fileno()
             self.file.identity.check(self.file.path, os.fstat(descriptor))
