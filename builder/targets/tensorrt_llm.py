@@ -71,7 +71,6 @@ def build_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console:
         for name in ("config.json", *(f"rank{rank}.engine" for rank in range(request.ranks))):
             shutil.move(folder.engine / name, draft.folder / name)
         write_atomically(draft.folder / REPORT, json.dumps(_report(request, here, flags), indent=1) + "\n")
-        folder.key.unlink()
 
     return run_stage(STAGE, out, checkpoint, manifest.outputs, settings, toolchain, work, console)
 

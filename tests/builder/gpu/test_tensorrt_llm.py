@@ -13,6 +13,7 @@ import pytest
 
 from shardyard.builder.build import build
 from shardyard.builder.targets.tensorrt_llm import REPORT
+from shardyard.builder.targets.trtllm_ranks import build_ranks
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, RankError, ToolchainError
 from shardyard.manifest import read_manifest
@@ -170,10 +171,25 @@ def test_without_the_tools_the_image_is_named(run: Any, fakes: Any) -> None:
     assert "tritonserver:25.10-trtllm-python-py3" in error.value.fix
 
 
-def test_a_missing_engine_is_found_out(run: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shardyard.builder.targets.tensorrt_llm.build_ranks", lambda *args: None)
-    with pytest.raises(ArtifactError, match=r"config\.json cannot be read"):
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "rank1.engine").write_bytes(b""), "missing or empty: rank1.engine"),
+        (lambda folder: (folder / "rank2.engine").write_bytes(b"more"), "surplus: rank2.engine"),
+        (lambda folder: (folder / "config.json").unlink(), "No such file"),
+    ],
+)
+def test_an_engine_folder_that_is_not_whole(
+    run: Any, fakes: Any, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object], message: str
+) -> None:
+    def build_and_spoil(request: Any, checkpoint: Path, folder: Any, *more: Any) -> None:
+        build_ranks(request, checkpoint, folder, *more)
+        spoil(folder.engine)
+
+    monkeypatch.setattr("shardyard.builder.targets.tensorrt_llm.build_ranks", build_and_spoil)
+    with pytest.raises(ArtifactError) as error:
         run(2)
+    assert message in error.value.why
 
 
 @pytest.mark.parametrize(
