@@ -46,7 +46,7 @@ class Kept:
     def section(self) -> dict[str, Any]:
         """What config.json's section quantization says of the weights."""
         form = self.linears.form
-        group = {"group_size": form.group} if form.group else {}
+        group = {"group_size": form.group or -1} if self.grouped else {}
         return {
             "quant_algo": form.algo,
             "has_zero_point": self.grouped,

@@ -8,6 +8,7 @@ from typing import Any
 from shardyard.builder.cutting import CuttingPlan, make_cutting_plan
 from shardyard.builder.quantization.kept import Kept, cache_scales, keep_quantized, with_made
 from shardyard.builder.quantization.rank_file import LAYOUT_KEY
+from shardyard.builder.quantization.tensorrt_layout import layout_of
 from shardyard.builder.source import SourceCheckpoint
 from shardyard.builder.unified_config import unified_config
 from shardyard.errors import CheckpointError
@@ -16,7 +17,7 @@ from shardyard.spec import ParallelSpec, Pipeline
 
 __all__ = ["DEFAULT_SM", "RankPlan", "make_rank_plan", "pipeline_plan"]
 
-#: The architecture whose layout grouped weights have where no GPU is named: that of Ampere and Ada.
+#: The architecture whose layout grouped weights have where no GPU is named: Ampere's, which is Ada's too.
 DEFAULT_SM = 80
 #: TensorRT-LLM's names of the key/value cache's types that need scales.
 _CACHES = {"int8": "INT8", "fp8": "FP8"}
@@ -76,7 +77,7 @@ def pipeline_plan(source: SourceCheckpoint, pipeline: Pipeline) -> RankPlan:
         engine.dtype,
         pipeline.quantization,
         _CACHES.get(engine.kv_cache) if on_gpu else None,
-        find_machine(engine).gpu.sm if named else DEFAULT_SM,
+        layout_of(find_machine(engine).gpu.sm) if named else DEFAULT_SM,
     )
 
 

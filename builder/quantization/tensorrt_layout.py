@@ -11,8 +11,9 @@ declared as 16-bit floating point. Four steps lead there from codes [in, out], n
 4. in each 32 bits, the numbers at even places come before those at odd places, and two are packed in a byte.
 
 Source: tensorrt_llm/quantization/functional.py (``preprocess_weights_for_mixed_gemm``,
-``postprocess_weight_only_groupwise``) of TensorRT-LLM 1.x. The steps were read there, not run: no GPU kernel has taken
-these bytes here. ``from_tensorrt`` undoes every step, so nothing is lost on the way.
+``postprocess_weight_only_groupwise``) of TensorRT-LLM 1.x; the sizes of groups are a check in its fpA_intB_gemm. The
+steps were read there, not run: no GPU kernel has taken these bytes here. ``from_tensorrt`` undoes every step, so that
+nothing is lost on the way.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from numpy.typing import NDArray
 from shardyard.builder.dtypes import Array
 from shardyard.builder.quantization.nibbles import pack_nibbles, unpack_nibbles
 
-__all__ = ["SIZE_MULTIPLE", "from_tensorrt", "to_tensorrt"]
+__all__ = ["GROUPS", "SIZE_MULTIPLE", "from_tensorrt", "layout_of", "to_tensorrt"]
 
+#: Columns of a group that its kernels take.
+GROUPS = (64, 128)
 #: TensorRT-LLM pads both sizes of a weight to a multiple of this (or of the group, if that is more) times tp.
 SIZE_MULTIPLE = 64
 _TILE = 64
@@ -59,8 +62,13 @@ def from_tensorrt(data: Array, bits: int, sm: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(step.reshape(rows, columns)[:, np.argsort(_row_order(columns, bits))])
 
 
+def layout_of(sm: int) -> int:
+    """Return the architecture after which the layout of ``sm`` is named: 80, or 90 without the third step."""
+    return 80 if sm <= _LAST_TILED or sm >= _FIRST_TILED_AGAIN else 90
+
+
 def _tiled(sm: int) -> bool:
-    return sm <= _LAST_TILED or sm >= _FIRST_TILED_AGAIN
+    return layout_of(sm) == 80
 
 
 def _row_order(count: int, bits: int) -> NDArray[np.intp]:

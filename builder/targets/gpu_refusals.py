@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from shardyard.builder.gpu_model import cache_algo
 from shardyard.builder.limits import RESERVE
-from shardyard.builder.quantization.rank_file import LAYOUT_KEY
+from shardyard.builder.quantization.rank_file import GROUPED_BITS, LAYOUT_KEY
+from shardyard.builder.quantization.tensorrt_layout import GROUPS, layout_of
 from shardyard.builder.targets.architectures import KV_SUPPORT, WEIGHT_SUPPORT, blocked_plugins, why_not
 from shardyard.console import human_bytes
 from shardyard.errors import PipelineError
@@ -44,12 +45,23 @@ def _weights_algorithm(request: GpuRequest) -> PipelineError | None:
 
 def _layout(request: GpuRequest) -> PipelineError | None:
     made, gpu = request.model.config.get(LAYOUT_KEY), request.machine.gpu
-    if made in (None, gpu.sm):
+    if made in (None, layout_of(gpu.sm)):
         return None
     return PipelineError(
         f"the rank files' weights are laid out for SM {made}, not for SM {gpu.sm}",
         why="weights of int4 and int8 lie in the order in which the kernels of an architecture read them",
         fix=f"run shardyard convert again with the machine named in the pipeline file, {request.machine.name}",
+    )
+
+
+def _group_size(request: GpuRequest) -> PipelineError | None:
+    group = (request.model.config.get("quantization") or {}).get("group_size")
+    if request.model.quant_algo not in GROUPED_BITS or group in GROUPS:
+        return None
+    return PipelineError(
+        f"weights of {request.model.quant_algo} in groups of {group} cannot run on GPUs",
+        why=f"TensorRT-LLM's kernels take groups of {' and '.join(map(str, GROUPS))}",
+        fix="take a checkpoint with such groups, or set quantization: dequantized",
     )
 
 
@@ -202,6 +214,7 @@ CHECKS: tuple[Callable[[GpuRequest], PipelineError | None], ...] = (
     _gpu_count,
     _weights_algorithm,
     _layout,
+    _group_size,
     _cache_type,
     _cache_algorithm,
     _plugins,

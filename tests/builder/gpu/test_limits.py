@@ -110,8 +110,8 @@ def test_rank_files_that_were_made_for_another_gpu(llama_70b: Path, gpu_pipeline
     with pytest.raises(PipelineError, match="cache of INT8 cannot run on B200") as error:
         make_request(pipeline, replace(model, config=model.config | {"quantization": cached}))
     assert "FP8" in error.value.fix
-    with pytest.raises(PipelineError, match="laid out for SM 90, not for SM 100"):
-        make_request(pipeline, replace(model, config=model.config | {LAYOUT_KEY: 90}))
+    with pytest.raises(PipelineError, match="laid out for SM 80, not for SM 100"):
+        make_request(pipeline, replace(model, config=model.config | {LAYOUT_KEY: 80}))
 
 
 def test_a_cache_that_the_rank_files_do_not_have(
