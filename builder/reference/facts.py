@@ -86,7 +86,7 @@ def _cannot(path: Path, key: str, value: object) -> CheckpointError:
     return CheckpointError(
         f"{path}: the reference cannot compute {key}={value!r}",
         why="leaving it out would compare the rank files with another model",
-        fix="convert without verify, or add it to builder/reference",
+        fix="add it to builder/reference; until then these rank files cannot be verified",
     )
 
 

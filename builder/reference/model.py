@@ -46,8 +46,12 @@ class Reference:
             hidden = self.layer(layer, hidden, spans)
             if on_layer:
                 on_layer(layer, hidden)
-        spans = [(stop - 1 if last_only else start, stop) for start, stop in spans]
-        return [self.head(hidden[start:stop]) for start, stop in spans]
+        if last_only:
+            hidden = hidden[[stop - 1 for _, stop in spans]]
+            spans = [(index, index + 1) for index in range(len(spans))]
+        # The head is often the largest matrix: it is read once for all sequences.
+        logits = self.head(hidden)
+        return [logits[start:stop] for start, stop in spans]
 
     def greedy(self, prompt: Sequence[int], count: int) -> list[int]:
         """Return up to ``count`` tokens after ``prompt``, each the likeliest; an end id ends them and is left out."""

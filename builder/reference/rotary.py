@@ -53,7 +53,7 @@ def read_rotary(keys: Mapping[str, Any], head_dim: int, path: Path) -> Rotary:
         raise CheckpointError(
             f"{path}: the reference cannot compute a rotation of type {kind!r}",
             why=f"it knows {', '.join(_KINDS)}",
-            fix="convert without verify, or add it to builder/reference/rotary.py",
+            fix="add it to builder/reference/rotary.py; until then these rank files cannot be verified",
         )
     part = numbers.get("partial_rotary_factor", keys.get("partial_rotary_factor", 1.0))
     return Rotary(
