@@ -67,7 +67,6 @@ class HfConfig:
     qkv_bias: bool
     dense_bias: bool
     mlp_bias: bool
-    head_bias: bool
     tied: bool
     parallel_residual: bool
     parallel_norms: int
@@ -89,11 +88,6 @@ class HfConfig:
     end_ids: tuple[int, ...]
 
     @property
-    def rms_norm_eps(self) -> float:
-        """What every kind of norm adds under its root."""
-        return self.norm_epsilon
-
-    @property
     def moe_layers(self) -> tuple[bool, ...]:
         """Whether each layer has experts."""
         return self.moe.all(self.num_hidden_layers)
@@ -106,7 +100,7 @@ class HfConfig:
     @property
     def flags(self) -> dict[str, bool]:
         """What the ``when`` of a family's rules may name, besides ``layer_flags``."""
-        names = ("qkv_bias", "dense_bias", "mlp_bias", "head_bias", "tied", "qk_norm", "post_norms")
+        names = ("qkv_bias", "dense_bias", "mlp_bias", "tied", "qk_norm", "post_norms")
         return {
             "always": True,
             "untied": not self.tied,
@@ -173,7 +167,6 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> HfConfig:
         qkv_bias=keys.flag("qkv_bias", False),
         dense_bias=keys.flag("dense_bias", False),
         mlp_bias=keys.flag("mlp_bias", False),
-        head_bias=keys.flag("head_bias", False),
         tied=keys.flag("tied", False),
         parallel_residual=keys.flag("parallel_residual", False),
         parallel_norms=keys.size("parallel_norms", 1),

@@ -62,6 +62,7 @@ FALCON = Family(
         "bias": lambda config: config.qkv_bias,
         "parallel_attention": lambda config: config.parallel_residual,
         "new_decoder_architecture": lambda config: config.parallel_norms == 2,
+        "num_ln_in_parallel_attn": lambda config: 2 if config.parallel_norms == 2 else None,
     },
     fixed={"norm": "layer", "gated": False},
     keys={

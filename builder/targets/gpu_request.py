@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shardyard.builder.gpu_model import GpuModel
 from shardyard.builder.limits import Budget, budgets, tightest
+from shardyard.builder.targets.gpu_networks import network_problem
 from shardyard.builder.targets.gpu_refusals import CHECKS
 from shardyard.builder.targets.trtllm_flags import Value, requested_flags
 from shardyard.errors import PipelineError
@@ -82,7 +83,7 @@ def make_request(pipeline: Pipeline, model: GpuModel) -> GpuRequest:
     block = max(1, int(flags["tokens_per_block"]))
     ranks = budgets(model, pipeline.parallel, pipeline.engine, machine, block)
     request = GpuRequest(pipeline, model, machine, toolchain, flags, tuple(ranks))
-    problems = [problem for check in CHECKS if (problem := check(request))]
+    problems = [problem for check in (network_problem, *CHECKS) if (problem := check(request))]
     if problems:
         first, more = problems[0], [problem.what for problem in problems[1:]]
         raise PipelineError(first.what + (f" (and: {'; '.join(more)})" if more else ""), first.why, first.fix)
