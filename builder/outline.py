@@ -39,7 +39,7 @@ def outline(folder: Path) -> SourceCheckpoint:
     if raw.get("quantization_config") is not None:
         raise CheckpointError(
             f"{folder} holds no weights",
-            why="they are quantised, and how each of them is stored is known from their headers alone",
+            why="they are quantized, and how each of them is stored is known from their headers alone",
             fix="download the weights too",
         )
     files = _files(folder, config)

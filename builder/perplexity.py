@@ -1,4 +1,4 @@
-"""Perplexity of the rank files on a text, as they are and with the engine's weights: what quantisation costs.
+"""Perplexity of the rank files on a text, as they are and with the engine's weights: what quantization costs.
 
 exp of the mean negative log-likelihood of a token given those before it. The text is cut into windows of ``context``
 tokens that begin ``stride`` tokens apart; each token is counted once, in the first window that reaches it, so that all
@@ -102,7 +102,7 @@ def measure_perplexity(
     rows = [(each.weights, f"{each.value:.4f}", f"{each.loss:.5f}", each.tokens) for each in found]
     console.table(f"perplexity, context {context}, stride {stride}", columns, rows)
     if pipeline.engine.target != "cpu" and pipeline.quantization != "none":
-        console.say("trtllm-build quantises for the GPU itself: what that costs is not seen here")
+        console.say("trtllm-build quantizes for the GPU itself: what that costs is not seen here")
     return found
 
 

@@ -23,7 +23,7 @@ __all__ = ["HEADS", "SourceCheckpoint", "open_source", "read_json"]
 HEADS = ("lm_head.weight", "embed_out.weight")
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-#: Where NVIDIA's ModelOpt says how it quantised the weights.
+#: Where NVIDIA's ModelOpt says how it quantized the weights.
 MODELOPT = "hf_quant_config.json"
 
 
@@ -31,7 +31,7 @@ MODELOPT = "hf_quant_config.json"
 class SourceCheckpoint:
     """An opened checkpoint: ``files`` in the order of their names, ``entries`` maps every tensor to its place.
 
-    ``linears`` are the layers that are quantised; their weights are entries too, under the names of plain ones.
+    ``linears`` are the layers that are quantized; their weights are entries too, under the names of plain ones.
     ``rounded`` names the type that all other tensors are rounded to when they are read; None: they keep theirs.
     """
 
@@ -44,7 +44,7 @@ class SourceCheckpoint:
     rounded: str | None = None
 
     def array(self, name: str) -> Array:
-        """Return a tensor as a read-only view of its mapped file; a quantised weight as the float32 it stands for."""
+        """Return a tensor as a read-only view of its mapped file; a quantized weight as the float32 it stands for."""
         if self.linears and name in self.linears.names:
             return self.linears.weight(name).dequantized()
         entry = self.entries[name]
@@ -104,7 +104,7 @@ def _with_prefix(entries: Mapping[str, TensorEntry], prefix: str) -> dict[str, T
 
 
 def _seen_plain(source: SourceCheckpoint, form: SourceFormat) -> SourceCheckpoint:
-    """Return a quantised checkpoint as one of plain weights."""
+    """Return a quantized checkpoint as one of plain weights."""
     linears = find_linears(form, source.entries, source.array)
     hidden = linears.used()
     rest = {name: entry for name, entry in source.entries.items() if name not in hidden}

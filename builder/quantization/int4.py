@@ -3,7 +3,7 @@
 A grid that spans a group's extremes spends most of its 16 numbers on a few outliers. Here each group tries narrower
 grids; to each it rounds, then fits scale and zero point to the rounded numbers by least squares (which has a closed
 form), rounds once more, and keeps what has the smallest squared error. No data is needed. The alternation of rounding
-and fitting is that of half-quadratic quantisation (Badri & Shaji 2023, "Half-Quadratic Quantization of Large Machine
+and fitting is that of half-quadratic quantization (Badri & Shaji 2023, "Half-Quadratic Quantization of Large Machine
 Learning Models"), with squares instead of its ℓp norm; the search over clipped ranges that of Choukroun et al. 2019
 (arXiv:1902.06822).
 """
@@ -49,12 +49,12 @@ def group_size(columns: int) -> int:
 
 
 def quantize_int4(weight: Array, group: int) -> Int4Weight:
-    """Quantise a weight [out, in] of any float type, ``group`` columns at a time, with the least squared error."""
+    """Quantize a weight [out, in] of any float type, ``group`` columns at a time, with the least squared error."""
     return _quantize(weight, group, _SHARES, fit=True)
 
 
 def round_int4(weight: Array, group: int) -> Int4Weight:
-    """Quantise by rounding to the grid of each group's extremes: what ``quantize_int4`` must beat."""
+    """Quantize by rounding to the grid of each group's extremes: what ``quantize_int4`` must beat."""
     return _quantize(weight, group, _SHARES[:1], fit=False)
 
 

@@ -73,8 +73,8 @@ def read_int_weight(tensors: Mapping[str, Array], name: str, form: SourceFormat)
     if index is not None and not np.array_equal(index, np.arange(columns) // (form.group or columns)):
         raise CheckpointError(
             f"tensor {name} has a g_idx that mixes its columns",
-            why="it was quantised with act-order, so that its groups are no slices of the columns",
-            fix="quantise the model again with desc_act=False, or take another checkpoint",
+            why="it was quantized with act-order, so that its groups are no slices of the columns",
+            fix="quantize the model again with desc_act=False, or take another checkpoint",
         )
     codes = _CODES[form.packing](packed, form.bits)
     zeros = _unpack_columns(tensors["qzeros"], form.bits)

@@ -1,4 +1,4 @@
-"""Rank files that hold quantised weights: those of a quantised checkpoint, kept as they are, and the cache's scales."""
+"""Rank files that hold quantized weights: those of a quantized checkpoint, kept as they are, and the cache's scales."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FIX = "set quantization: dequantized, or choose other degrees"
 
 @dataclass(frozen=True)
 class Kept:
-    """A plan whose quantised weights are made, not cut; ``linears`` give the weights as the rank files hold them.
+    """A plan whose quantized weights are made, not cut; ``linears`` give the weights as the rank files hold them.
 
     ``excluded`` are globs of the modules that stay plain.
     """
@@ -56,11 +56,11 @@ class Kept:
 
 
 def keep_quantized(plan: CuttingPlan, linears: Linears, tp: int, sm: int) -> Kept:
-    """Turn a plan's pieces of quantised weights into tensors that are made, for GPUs of architecture ``sm``.
+    """Turn a plan's pieces of quantized weights into tensors that are made, for GPUs of architecture ``sm``.
 
     Raises:
         CheckpointError: a group or TensorRT-LLM's kernels do not fit the rank's share of a weight; a tensor of the rank
-            files has quantised and plain parts; a layer is quantised and another is not.
+            files has quantized and plain parts; a layer is quantized and another is not.
     """
     targets = quantized_targets(plan, linears, tp, sm)
     shared = linears.sharing({name: joined for target in targets for name, joined in target.sharing.items()})
@@ -134,8 +134,8 @@ def _check_parts(target: Target, plan: CuttingPlan, linears: Linears) -> None:
     ]
     if plain:
         raise CheckpointError(
-            f"{target.name} would be made of quantised and plain weights",
-            why=f"{target.joined[0]} is quantised and {plain[0]} is not; TensorRT-LLM joins them in one tensor",
+            f"{target.name} would be made of quantized and plain weights",
+            why=f"{target.joined[0]} is quantized and {plain[0]} is not; TensorRT-LLM joins them in one tensor",
             fix="set quantization: dequantized",
         )
 
@@ -149,7 +149,7 @@ def _check_sizes(targets: Sequence[Target], plan: CuttingPlan, linears: Linears,
             problem = check(target, file, plan, tp)
             if problem:
                 raise CheckpointError(
-                    f"{target.name} of rank{file} cannot stay quantised ({form.algo}, groups of {form.group or 'all'})",
+                    f"{target.name} of rank{file} cannot stay quantized ({form.algo}, groups of {form.group or 'all'})",
                     why=problem,
                     fix=_FIX,
                 )
@@ -187,7 +187,7 @@ def _check_dtype(plan: CuttingPlan, linears: Linears) -> None:
     if found != {BY_NAME[plan.dtype]}:
         names = ", ".join(sorted(str(dtype) for dtype in found))
         raise CheckpointError(
-            f"the quantised weights' scales are {names}; the rank files would be {plan.dtype}",
+            f"the quantized weights' scales are {names}; the rank files would be {plan.dtype}",
             why="rounding the scales would change the weights",
             fix=f"set engine.dtype to {names}, or quantization: dequantized",
         )
@@ -202,7 +202,7 @@ def _plain_modules(files: Sequence[dict[str, tuple[int, ...]]], targets: Sequenc
     both = sorted(plain & quantized)
     if both:
         raise CheckpointError(
-            f"{both[0]} is quantised in some layers and plain in others",
+            f"{both[0]} is quantized in some layers and plain in others",
             why="TensorRT-LLM names the modules that stay plain by their kind",
             fix="set quantization: dequantized",
         )

@@ -1,7 +1,7 @@
-"""The quantised linear layers of an opened checkpoint, each seen as the plain weight that it stands for.
+"""The quantized linear layers of an opened checkpoint, each seen as the plain weight that it stands for.
 
 Tables, cuts and checks know weights by the names that plain checkpoints give them (``….q_proj.weight``). Here each of
-these names leads to the tensors that a quantised checkpoint has instead, and to the values that they stand for.
+these names leads to the tensors that a quantized checkpoint has instead, and to the values that they stand for.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CACHE_SCALES = (".k_scale", ".v_scale", ".kv_scale")
 
 @dataclass(frozen=True)
 class _Entry(TensorEntry):
-    """A weight that is quantised in the source, as a float32 tensor; its bytes are those of the stored tensors."""
+    """A weight that is quantized in the source, as a float32 tensor; its bytes are those of the stored tensors."""
 
     read: Callable[[], Array]
     stored: int
@@ -40,13 +40,13 @@ class _Entry(TensorEntry):
         return self.stored
 
     def blocks(self, limit: int) -> Iterator[tuple[int, Array]]:
-        """Yield the whole weight dequantised, as one block."""
+        """Yield the whole weight dequantized, as one block."""
         yield 0, self.read()
 
 
 @dataclass(frozen=True)
 class Linears:
-    """The quantised layers of a checkpoint. ``names`` maps each plain weight's name to its tensors: role → name.
+    """The quantized layers of a checkpoint. ``names`` maps each plain weight's name to its tensors: role → name.
 
     ``shared`` maps weights that one tensor of the rank files joins to all of them: FP8 gives them one scale.
     """
@@ -78,7 +78,7 @@ class Linears:
         return {name: self._entry(name) for name in self.names}
 
     def used(self) -> set[str]:
-        """Return the names of all tensors of the source that belong to quantised layers or to the cache's scales."""
+        """Return the names of all tensors of the source that belong to quantized layers or to the cache's scales."""
         own = {tensor for tensors in self.names.values() for tensor in tensors.values()}
         return own | {name for name in self.entries if name.endswith(_CACHE_SCALES)}
 
@@ -129,7 +129,7 @@ class Linears:
 
 
 def find_linears(form: SourceFormat, entries: Mapping[str, TensorEntry], read: ReadArray) -> Linears:
-    """Return the quantised layers among a checkpoint's tensors; ``read`` gives a tensor's values by its name.
+    """Return the quantized layers among a checkpoint's tensors; ``read`` gives a tensor's values by its name.
 
     Raises:
         CheckpointError: a layer lacks one of its tensors, or has one of another shape or type.
@@ -139,7 +139,7 @@ def find_linears(form: SourceFormat, entries: Mapping[str, TensorEntry], read: R
     if not linears.names:
         raise CheckpointError(
             f"the checkpoint holds no {form.method} weights",
-            why="config.json says that its weights are quantised",
+            why="config.json says that its weights are quantized",
             fix="check that config.json belongs to these weights",
         )
     return linears
@@ -179,7 +179,7 @@ def _tensors(base: str, roles: list[str], entries: Mapping[str, TensorEntry]) ->
         if name not in entries:
             raise CheckpointError(
                 f"the checkpoint holds no tensor {name}",
-                why=f"{base} is quantised and cannot be read without it",
+                why=f"{base} is quantized and cannot be read without it",
                 fix="check that every file was downloaded",
             )
     return found

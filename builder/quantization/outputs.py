@@ -1,4 +1,4 @@
-"""The rank files' quantised tensors: a cutting plan's pieces of quantised weights, turned into what TensorRT-LLM reads.
+"""The rank files' quantized tensors: a cutting plan's pieces of quantized weights, turned into what TensorRT-LLM reads.
 
 For a linear layer ``X`` (i = in / tp or in, o = the rank's rows, g = group size):
 
@@ -128,7 +128,7 @@ class Target:
 
 
 def quantized_targets(plan: CuttingPlan, linears: Linears, tp: int, sm: int) -> list[Target]:
-    """Return the weights of the rank files that are made of quantised ones, stage by stage."""
+    """Return the weights of the rank files that are made of quantized ones, stage by stage."""
     found: dict[tuple[int, str], dict[int, list[Part]]] = {}
     for name in linears.names:
         for piece in plan.pieces.get(name, ()):

@@ -1,4 +1,4 @@
-"""A rank file in which quantised weights can be seen as what they stand for, whatever form they have in the file."""
+"""A rank file in which quantized weights can be seen as what they stand for, whatever form they have in the file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GROUPED_BITS = {"W4A16_GPTQ": 4, "W8A16_GPTQ": 8}
 _FP8 = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN")
 #: Key of config.json with the GPU architecture whose layout grouped weights have.
 LAYOUT_KEY = "weight_layout_sm"
-#: What quantised weights have besides them; the plain view leaves it out.
+#: What quantized weights have besides them; the plain view leaves it out.
 _HIDDEN = (
     ".weights_scaling_factor",
     ".zero",
@@ -34,14 +34,14 @@ _HIDDEN = (
 
 
 def kept_algo(config: Mapping[str, Any]) -> str | None:
-    """Return the algorithm of a unified config.json whose rank files hold quantised weights; None: they are plain."""
+    """Return the algorithm of a unified config.json whose rank files hold quantized weights; None: they are plain."""
     algo = (config.get("quantization") or {}).get("quant_algo")
     return algo if algo in GROUPED_BITS or algo in _FP8 else None
 
 
 @dataclass(frozen=True)
 class _Plain(TensorEntry):
-    """A quantised weight of a rank file as a float32 tensor. Its place is that of the stored one."""
+    """A quantized weight of a rank file as a float32 tensor. Its place is that of the stored one."""
 
     stored: TensorEntry = field(kw_only=True)
 
@@ -52,7 +52,7 @@ class _Plain(TensorEntry):
 
 
 class RankFile(SafetensorsFile):
-    """A rank file as plain tensors: quantised weights appear as float32 [out, in], and their scales not at all."""
+    """A rank file as plain tensors: quantized weights appear as float32 [out, in], and their scales not at all."""
 
     def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
         """Open a rank file of the checkpoint that ``config``, its config.json, describes.
@@ -70,11 +70,11 @@ class RankFile(SafetensorsFile):
             }
 
     def quantized(self, name: str) -> bool:
-        """Whether the tensor is a quantised weight."""
+        """Whether the tensor is a quantized weight."""
         return isinstance(self.entries.get(name), _Plain)
 
     def array(self, name: str) -> Array:
-        """Return a tensor: as it is in the file, or the values that a quantised weight stands for."""
+        """Return a tensor: as it is in the file, or the values that a quantized weight stands for."""
         if not self.quantized(name):
             return super().array(name)
         if self.in_groups(name):

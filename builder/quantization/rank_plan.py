@@ -1,4 +1,4 @@
-"""RankPlan: everything that convert writes for a source, quantised or not, and the config.json beside it."""
+"""RankPlan: everything that convert writes for a source, quantized or not, and the config.json beside it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def make_rank_plan(
 
     Raises:
         CheckpointError: degrees that cannot cut this model; a tensor that is missing, surplus, or of another shape
-            or type than config.json says; a quantisation that this source cannot have.
+            or type than config.json says; a quantization that this source cannot have.
     """
     _check(source, quantization, cache)
     plan, kept = make_cutting_plan(source, parallel, dtype), None
@@ -116,7 +116,7 @@ def _check(source: SourceCheckpoint, quantization: str, cache: str | None) -> No
     if form and quantization in ("w8a16", "w4a16"):
         raise CheckpointError(
             f"quantization: {quantization} is not possible for {source.folder}",
-            why=f"its weights are quantised already ({form.method}); rounding them twice would lose more than either",
+            why=f"its weights are quantized already ({form.method}); rounding them twice would lose more than either",
             fix="set quantization: none to keep them as they are, or dequantized for plain ones",
         )
     if form is None and quantization == "dequantized":

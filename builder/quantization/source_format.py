@@ -1,4 +1,4 @@
-"""What a quantised checkpoint says of itself: config.json's quantization_config, or ModelOpt's hf_quant_config.json.
+"""What a quantized checkpoint says of itself: config.json's quantization_config, or ModelOpt's hf_quant_config.json.
 
 Forms that are read, and where they are described:
 
@@ -20,7 +20,7 @@ __all__ = ["SourceFormat", "parse_format"]
 
 Packing = Literal["gptq", "awq", "fp8"]
 Raw = Mapping[str, Any]
-_FIX = "give the unquantised checkpoint and let quantization: w8a16 or w4a16 quantise it"
+_FIX = "give the unquantized checkpoint and let quantization: w8a16 or w4a16 quantize it"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class SourceFormat:
 
 
 def parse_format(config: Raw, modelopt: Raw | None, path: Path) -> SourceFormat | None:
-    """Return the form of a checkpoint from its config.json and hf_quant_config.json; None when it is not quantised.
+    """Return the form of a checkpoint from its config.json and hf_quant_config.json; None when it is not quantized.
 
     Raises:
         CheckpointError: the form is not one that can be read, with the reason.
@@ -60,7 +60,7 @@ def parse_format(config: Raw, modelopt: Raw | None, path: Path) -> SourceFormat 
 
 
 def _refuse(path: Path, what: str, why: str, fix: str = _FIX) -> NoReturn:
-    raise CheckpointError(f"{path}: quantised weights with {what} are not supported", why=why, fix=fix)
+    raise CheckpointError(f"{path}: quantized weights with {what} are not supported", why=why, fix=fix)
 
 
 def _check(path: Path, raw: Raw, key: str, fine: tuple[object, ...], why: str) -> None:
@@ -83,7 +83,7 @@ def _gptq(raw: Raw, path: Path) -> SourceFormat:
     # desc_act reorders the columns by their activations: groups are then no slices, and no kernel takes them.
     if raw.get("desc_act"):
         why = "its groups follow the order of the activations (g_idx): they are no slices, which TensorRT-LLM needs"
-        _refuse(path, "desc_act=true", why, "quantise the model again with desc_act=False, or take another checkpoint")
+        _refuse(path, "desc_act=true", why, "quantize the model again with desc_act=False, or take another checkpoint")
     form = raw.get("checkpoint_format", "gptq")
     if form not in ("gptq", "gptq_v2"):
         _refuse(path, f"checkpoint_format={form!r}", "possible: gptq, gptq_v2")

@@ -60,7 +60,7 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
 def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTarget:
     """Decide how the CPU engine computes, for rank files whose weights have the type ``dtype``.
 
-    ``kept`` is TensorRT-LLM's name of the form that quantised weights have in the rank files; None: they are plain.
+    ``kept`` is TensorRT-LLM's name of the form that quantized weights have in the rank files; None: they are plain.
 
     Raises:
         PipelineError: engine.compute and engine.kv_cache cannot be combined.
@@ -91,18 +91,18 @@ def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTa
 
 
 _WEIGHTS: dict[str, WeightType] = {"w8a16": "int8", "w4a16": "int4"}
-#: How the engine holds what is quantised in the rank files; FP8 is dequantised to the rank files' own type.
+#: How the engine holds what is quantized in the rank files; FP8 is dequantized to the rank files' own type.
 _KEPT: dict[str, WeightType] = {"W4A16_GPTQ": "int4", "W8A16_GPTQ": "int8"}
 
 
-#: What the engine's weights are, by the form that quantised ones have in the rank files, else by the pipeline file.
+#: What the engine's weights are, by the form that quantized ones have in the rank files, else by the pipeline file.
 _NOTES = {
-    "w8a16": "{} with a scale per output channel, quantised by this build",
-    "w4a16": "{} in groups, quantised by this build; the head in int8",
+    "w8a16": "{} with a scale per output channel, quantized by this build",
+    "w4a16": "{} in groups, quantized by this build; the head in int8",
     "W4A16_GPTQ": "{} in groups, number for number as in the checkpoint",
     "W8A16_GPTQ": "{} in groups, number for number as in the checkpoint",
-    "FP8": "{}, dequantised from FP8: OpenVINO multiplies no FP8 on CPUs",
-    "FP8_PER_CHANNEL_PER_TOKEN": "{}, dequantised from FP8: OpenVINO multiplies no FP8 on CPUs",
+    "FP8": "{}, dequantized from FP8: OpenVINO multiplies no FP8 on CPUs",
+    "FP8_PER_CHANNEL_PER_TOKEN": "{}, dequantized from FP8: OpenVINO multiplies no FP8 on CPUs",
 }
 
 

@@ -1,4 +1,4 @@
-"""Matrices in whole numbers for the CPU engine: quantised here, or taken over from a quantised checkpoint.
+"""Matrices in whole numbers for the CPU engine: quantized here, or taken over from a quantized checkpoint.
 
 - int8: symmetric per output channel, ``….weight`` int8 with ``….per_channel_scale`` float32 [out, 1];
 - in groups: ``….weight`` uint8 [out, in / 2], two numbers in a byte (int4), or int8 [out, in]; with

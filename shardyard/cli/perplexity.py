@@ -1,4 +1,4 @@
-"""``verify --perplexity``: how surprised the model is by a text, before and after its weights were quantised."""
+"""``verify --perplexity``: how surprised the model is by a text, before and after its weights were quantized."""
 
 from __future__ import annotations
 

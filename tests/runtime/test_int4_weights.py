@@ -27,7 +27,7 @@ def _spread(small: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _dequantized(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the arrays with every quantised matrix as float32, number by number."""
+    """Return the arrays with every quantized matrix as float32, number by number."""
     plain = {}
     for name, array in arrays.items():
         base = name.removesuffix("weight")

@@ -1,4 +1,4 @@
-"""Tiny quantised checkpoints, packed number by number as their formats are described, and what they stand for."""
+"""Tiny quantized checkpoints, packed number by number as their formats are described, and what they stand for."""
 
 from __future__ import annotations
 

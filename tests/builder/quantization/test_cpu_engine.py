@@ -1,4 +1,4 @@
-"""The CPU engine takes quantised rank files over: its weights are theirs, and it says what they are."""
+"""The CPU engine takes quantized rank files over: its weights are theirs, and it says what they are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPT = np.random.default_rng(5).integers(3, 70, 30).tolist()
         ("gptq_g32", "int4", np.uint8, "number for number"),
         ("awq", "int4", np.uint8, "number for number"),
         ("gptq_int8", "int8", np.int8, "number for number"),
-        ("fp8_channel", "float16", np.float16, "dequantised from FP8"),
+        ("fp8_channel", "float16", np.float16, "dequantized from FP8"),
     ],
 )
 def test_the_engine_computes_with_the_checkpoints_own_weights(

@@ -1,4 +1,4 @@
-"""What the pipeline file's GPU changes in rank files of quantised weights, and what GPUs refuse."""
+"""What the pipeline file's GPU changes in rank files of quantized weights, and what GPUs refuse."""
 
 from __future__ import annotations
 

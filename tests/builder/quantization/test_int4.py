@@ -12,7 +12,7 @@ from shardyard.builder.quantization.int4 import Int4Weight, group_size, quantize
 
 
 def _values(weight: Int4Weight, group: int) -> np.ndarray:
-    """Dequantise, group by group."""
+    """Dequantize, group by group."""
     zeros, scales = (np.repeat(each.astype(np.float64), group, axis=1) for each in (weight.zeros, weight.scales))
     return (weight.codes.astype(np.float64) - zeros) * scales
 

@@ -1,4 +1,4 @@
-"""Rank files of quantised checkpoints: what they stand for is what the source stands for, cut for every grid."""
+"""Rank files of quantized checkpoints: what they stand for is what the source stands for, cut for every grid."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _wanted(values: Values, tp: int, pp: int, rank: int) -> Values:
 
 
 def _groups(tensors: Values, name: str, bits: int) -> tuple[Any, Any]:
-    """Dequantise (code - half) · scale + zero in float32; return it and the room that float16 needs for zero."""
+    """Dequantize (code - half) · scale + zero in float32; return it and the room that float16 needs for zero."""
     base = name.removesuffix("weight")
     scales, zeros = (tensors[f"{base}{role}"].astype(np.float32) for role in ("weights_scaling_factor", "zero"))
     codes = from_tensorrt(tensors[name], bits, 80).T.astype(np.float32)
@@ -182,9 +182,9 @@ def _plain_part(kind: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
         ("gptq", {"tp": 4}, {}, "tp=4 leaves 32 input columns"),
         ("gptq_g32", {"tp": 4}, {}, "would pad"),
         ("gptq", {}, {"dtype": "bfloat16"}, "scales are float16"),
-        ("gptq", {}, {"quantization": "w4a16"}, "quantised already"),
-        ("gptq", {}, {"change": _plain_part("self_attn.q_proj")}, "quantised and plain"),
-        ("fp8", {}, {"change": _plain_part("mlp.up_proj")}, "quantised in some layers"),
+        ("gptq", {}, {"quantization": "w4a16"}, "quantized already"),
+        ("gptq", {}, {"change": _plain_part("self_attn.q_proj")}, "quantized and plain"),
+        ("fp8", {}, {"change": _plain_part("mlp.up_proj")}, "quantized in some layers"),
     ],
 )
 def test_what_cannot_be_kept_is_refused(

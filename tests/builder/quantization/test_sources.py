@@ -1,4 +1,4 @@
-"""Quantised checkpoints are seen as the plain weights that they stand for; broken and foreign ones are refused."""
+"""Quantized checkpoints are seen as the plain weights that they stand for; broken and foreign ones are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Quantised checkpoints through convert and verify: certified by bytes and by numbers, and every damage is seen."""
+"""Quantized checkpoints through convert and verify: certified by bytes and by numbers, and every damage is seen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUIET = Console(quiet=True)
     ("kind", "quantization", "tp", "pp"),
     [("gptq", "none", 2, 1), ("awq", "dequantized", 1, 1), ("fp8_fused", "none", 1, 2), ("fp8_channel", "none", 1, 1)],
 )
-def test_a_quantised_checkpoint_is_certified(
+def test_a_quantized_checkpoint_is_certified(
     write_sample: Callable[..., Any], tmp_path: Path, kind: str, quantization: str, tp: int, pp: int
 ) -> None:
     sample = write_sample(tmp_path / "hf", kind)
