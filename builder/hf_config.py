@@ -11,7 +11,13 @@ from typing import Any
 
 from shardyard.builder.config_keys import ConfigKeys
 from shardyard.builder.config_refusals import refuse
-from shardyard.builder.dtypes import BY_NAME
+from shardyard.builder.config_values import (
+    read_dtype,
+    read_end_ids,
+    read_experts_per_token,
+    read_head_dim,
+    read_kv_heads,
+)
 from shardyard.builder.families import FAMILIES
 from shardyard.builder.families.rules import Family
 from shardyard.builder.layer_kinds import LayerKinds, parse_moe_layers, parse_sliding_layers, parse_sliding_window
@@ -30,6 +36,25 @@ _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+}
+_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+#: Fields that are true or false, and what they are where nothing gives them.
+_SWITCHES = {
+    "gated": True,
+    "qkv_bias": False,
+    "dense_bias": False,
+    "mlp_bias": False,
+    "tied": False,
+    "parallel_residual": False,
+    "qk_norm": False,
+    "post_norms": False,
 }
 _NORMS = {"rms": "rms", "layer": "layer", "rms_plus_one": "rms_plus_one"}
 _POSITIONS = {"rope": "rope", "learned": "learned", "alibi": "alibi"}
@@ -143,50 +168,48 @@ def parse_config(raw: Mapping[str, Any], path: Path) -> HfConfig:
     family = _family(raw, path)
     refuse(raw, family, path)
     keys = ConfigKeys(raw, path, family)
-    heads, hidden = keys.size("num_attention_heads"), keys.size("hidden_size")
-    head_dim, positions = _head_dim(keys, hidden, heads), keys.size("max_position_embeddings")
-    position, experts = keys.choice("position", _POSITIONS, "rope"), keys.count("num_experts")
+    sizes: dict[str, Any] = {name: keys.size(name) for name in _SIZES}
+    switches: dict[str, Any] = {name: keys.flag(name, default) for name, default in _SWITCHES.items()}
+    heads, positions = sizes["num_attention_heads"], sizes["max_position_embeddings"]
+    head_dim = read_head_dim(keys, sizes["hidden_size"], heads)
+    position = keys.choice("position", _POSITIONS, "rope")
     return HfConfig(
         family=family,
-        hidden_size=hidden,
-        intermediate_size=keys.size("intermediate_size"),
-        num_hidden_layers=keys.size("num_hidden_layers"),
-        num_attention_heads=heads,
-        num_key_value_heads=_kv_heads(keys, heads),
+        **sizes,
+        **switches,
+        **_experts(keys),
+        num_key_value_heads=read_kv_heads(keys, heads),
         head_dim=head_dim,
-        vocab_size=keys.size("vocab_size"),
-        max_position_embeddings=positions,
         norm=keys.choice("norm", _NORMS, "rms"),
         norm_epsilon=keys.number("norm_epsilon"),
         hidden_act=keys.choice("hidden_act", _ACTIVATIONS, None),
         activation=str(keys.get("hidden_act")),
-        gated=keys.flag("gated", True),
         position=position,
         position_offset=keys.count("position_offset"),
         rope=parse_rope(keys, head_dim, positions) if position == "rope" else None,
-        qkv_bias=keys.flag("qkv_bias", False),
-        dense_bias=keys.flag("dense_bias", False),
-        mlp_bias=keys.flag("mlp_bias", False),
-        tied=keys.flag("tied", False),
-        parallel_residual=keys.flag("parallel_residual", False),
         parallel_norms=keys.size("parallel_norms", 1),
-        qk_norm=keys.flag("qk_norm", False),
-        post_norms=keys.flag("post_norms", False),
         embedding_scale=keys.number("embedding_scale", 1.0),
         attention_scale=keys.number("score_scalar", head_dim) ** -0.5,
         attn_softcap=keys.maybe_number("attn_softcap"),
         final_softcap=keys.maybe_number("final_softcap"),
         sliding_window=parse_sliding_window(keys),
         sliding=parse_sliding_layers(keys),
-        num_experts=experts,
-        experts_per_token=_experts_per_token(keys, experts),
-        moe_intermediate_size=keys.size("moe_intermediate_size") if experts else 0,
-        shared_expert_intermediate_size=keys.count("shared_expert_intermediate_size"),
-        norm_topk_prob=keys.flag("norm_topk_prob", False),
-        moe=parse_moe_layers(keys, experts),
-        dtype=_dtype(raw, path),
-        end_ids=_end_ids(raw, path),
+        dtype=read_dtype(raw, path),
+        end_ids=read_end_ids(raw, path),
     )
+
+
+def _experts(keys: ConfigKeys) -> dict[str, Any]:
+    """Return the fields about experts."""
+    experts = keys.count("num_experts")
+    return {
+        "num_experts": experts,
+        "experts_per_token": read_experts_per_token(keys, experts),
+        "moe_intermediate_size": keys.size("moe_intermediate_size") if experts else 0,
+        "shared_expert_intermediate_size": keys.count("shared_expert_intermediate_size"),
+        "norm_topk_prob": keys.flag("norm_topk_prob", False),
+        "moe": parse_moe_layers(keys, experts),
+    }
 
 
 def _family(raw: Mapping[str, Any], path: Path) -> Family:
@@ -200,67 +223,3 @@ def _family(raw: Mapping[str, Any], path: Path) -> Family:
         why=f"supported: {', '.join(FAMILIES)}" + (f"; the nearest is {near[0]}" if name else ""),
         fix="give a checkpoint of one of these, or add a weight table to builder/families",
     )
-
-
-def _kv_heads(keys: ConfigKeys, heads: int) -> int:
-    kv_heads = keys.size("num_key_value_heads", heads)
-    if heads % kv_heads:
-        raise CheckpointError(
-            f"{keys.path}: {keys.name('num_key_value_heads')}={kv_heads} does not divide "
-            f"{keys.name('num_attention_heads')}={heads}",
-            why="each key/value head serves the same number of query heads",
-            fix="download the file again",
-        )
-    return kv_heads
-
-
-def _head_dim(keys: ConfigKeys, hidden: int, heads: int) -> int:
-    if keys.get("head_dim") is None and hidden % heads:
-        raise CheckpointError(
-            f"{keys.path}: {keys.name('num_attention_heads')}={heads} does not divide "
-            f"{keys.name('hidden_size')}={hidden}",
-            why="the file gives no head_dim, so each head has hidden_size / num_attention_heads elements",
-            fix="download the file again",
-        )
-    head_dim = keys.size("head_dim", hidden // heads)
-    if head_dim % 2:
-        raise CheckpointError(
-            f"{keys.path}: head_dim={head_dim} is odd",
-            why="rotary embeddings turn pairs of elements",
-            fix="download the file again",
-        )
-    return head_dim
-
-
-def _experts_per_token(keys: ConfigKeys, experts: int) -> int:
-    chosen = keys.size("experts_per_token") if experts else 0
-    if chosen > experts:
-        raise CheckpointError(
-            f"{keys.path}: {keys.name('experts_per_token')}={chosen} is more than the {experts} experts",
-            fix="download the file again",
-        )
-    return chosen
-
-
-def _dtype(raw: Mapping[str, Any], path: Path) -> str | None:
-    value = raw.get("dtype", raw.get("torch_dtype"))
-    if value is None:
-        return None
-    name = str(value).removeprefix("torch.")
-    if name not in BY_NAME:
-        raise CheckpointError(
-            f"{path}: torch_dtype={value!r} is not supported",
-            why=f"supported: {', '.join(BY_NAME)}",
-            fix="save the checkpoint in one of these types",
-        )
-    return name
-
-
-def _end_ids(raw: Mapping[str, Any], path: Path) -> tuple[int, ...]:
-    value = [] if raw.get("eos_token_id") is None else raw["eos_token_id"]
-    ids = tuple(value) if isinstance(value, list) else (value,)
-    if any(type(token) is not int or token < 0 for token in ids):
-        raise CheckpointError(
-            f"{path}: eos_token_id={value!r} is not a token id or a list of them", fix="download the file again"
-        )
-    return ids
