@@ -69,7 +69,7 @@ def test_apptainer(run: Any, fakes: Any) -> None:
 
 
 def test_a_retry_in_the_image_stands_in_for_the_finished_rank(run: Any, fakes: Any) -> None:
-    fakes.set(mishaps={"1": {"kind": "raise", "times": 1, "after_s": 0.8}})
+    fakes.set(mishaps={"1": {"kind": "raise", "times": 1, "after": [0]}})
     run(runner="docker")
     assert len(fakes.calls("docker")) == 2
     assert [call["stands_in"] for call in fakes.calls("python3")] == [0]

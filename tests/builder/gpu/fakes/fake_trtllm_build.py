@@ -170,7 +170,10 @@ def build_rank(rank: int, args: argparse.Namespace, config: dict[str, Any], sm: 
     check_platform(config, plugin, sm)
     mishap = setting("mishaps", {}).get(str(rank))
     if mishap and spent(rank) <= mishap["times"]:
-        time.sleep(mishap.get("after_s", 0))
+        others = [out / f"rank{other}.engine" for other in mishap.get("after", [])]
+        while others:  # until their engines are there, and a moment for the last lines of their logs
+            time.sleep(0.2)
+            others = [path for path in others if not path.is_file()]
         if mishap["kind"] == "kill":
             (out / f"rank{rank}.engine").write_bytes(b"half an eng")
             os.kill(os.getpid(), signal.SIGKILL)
