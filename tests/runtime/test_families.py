@@ -20,22 +20,8 @@ from shardyard.spec import ParallelSpec
 
 #: The bar of the certificate: largest error over largest logit.
 MAX_RELATIVE = 1e-4
-FAMILIES = [
-    *(
-        "llama",
-        "llama-bias",
-        "llama-linear",
-        "llama-yarn",
-        "llama-dynamic",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "phi3",
-        "phi3-partial",
-    ),
-    *("mixtral", "qwen2_moe", "qwen3_moe", "gemma", "gemma2", "gpt2", "gpt_neox", "opt"),
-    *("falcon", "falcon-sequential", "falcon_new", "falcon_new-one_norm"),
-]
+GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "logits"
+FAMILIES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 #: Grids that two ranks make, and families on each: together all ways in which ranks share a layer.
 GRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "tp2": (
@@ -72,11 +58,10 @@ class Golden:
 
 
 @pytest.fixture(scope="module")
-def golden(root: Path, make_checkpoint: Callable[..., Path]) -> Callable[[str], Golden]:
+def golden(make_checkpoint: Callable[..., Path]) -> Callable[[str], Golden]:
     def load(name: str) -> Golden:
-        path = root / "tests" / "golden" / "logits" / name
-        described = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        arrays = np.load(path.with_suffix(".npz"))
+        described = json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
+        arrays = np.load(GOLDEN / f"{name}.npz")
         cases = described["cases"]
         names = [*(f"logits_{index}" for index in range(len(cases))), "logits_long"]
         return Golden(
