@@ -1,56 +1,56 @@
-"""Numeric parity: the rank files, run as a real MPI world in float32, against the unsharded reference.
+"""Numeric parity: the rank files, run in float32 over MPI, against the unsharded reference.
 
-The world answers every prompt greedily and gives the logits of all positions of prompt and answer; the reference then
-computes the logits of the same tokens. Equal choices at every position mean that greedy generation is equal.
+Layer by layer: a process per tensor-parallel rank runs one part of the network at a time, so that a model of any size
+can be verified where one layer of it fits. As a whole: every rank runs its own file, as when serving; the world answers
+every prompt greedily, and the reference then computes the logits of the same tokens. Equal choices at every position
+mean that greedy generation is equal.
 """
 
 from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 
-from shardyard.builder.dtypes import BY_NAME, Array
+from shardyard.builder.asked import reference_of
+from shardyard.builder.dtypes import Array
+from shardyard.builder.layer_figures import LayerFigures, PromptParity, compare_logits
 from shardyard.builder.plan import rank_elements
-from shardyard.builder.quantization.rank_file import kept_algo
-from shardyard.builder.quantization.rank_plan import make_rank_plan
-from shardyard.builder.reference import Reference
-from shardyard.builder.source import SourceCheckpoint, read_json
+from shardyard.builder.source import SourceCheckpoint
 from shardyard.console import Console, human_bytes
 from shardyard.errors import LaunchError, ParityError
 from shardyard.mpi import run_world
 from shardyard.spec import ParallelSpec
 
-__all__ = ["MAX_RELATIVE", "PromptParity", "compare_numbers", "make_prompts", "memory_problem"]
+__all__ = ["LayerParity", "compare_generation", "compare_layers", "make_prompts", "memory_problem"]
 
-#: Bar on the largest logit error, as a share of the prompt's largest logit; another order of float32 sums stays below.
-MAX_RELATIVE = 1e-4
 #: Lengths in tokens of the prompts that are asked, cut to what the model was trained for; the last is the long one.
 LENGTHS = (1, 7, 33, 320)
 NEW_TOKENS = 8
 SEED = 0
-MODULE = "shardyard.builder.verify_rank"
+WHOLE = "shardyard.builder.verify_rank"
+LAYERS = "shardyard.builder.verify_layers"
 
 
 @dataclass(frozen=True)
-class PromptParity:
-    """One prompt's figures. ``agreeing`` of ``positions`` choose the reference's token (or one that ties with it)."""
+class LayerParity:
+    """Figures of each part of the network, of each prompt's logits, and the ranks' peak resident memory in bytes."""
 
-    prompt_tokens: int
-    new_tokens: int
-    max_abs: float
-    max_rel: float
-    positions: int
-    agreeing: int
+    layers: list[LayerFigures]
+    prompts: list[PromptParity]
+    peak_bytes: list[int]
 
     @property
-    def passed(self) -> bool:
-        """Whether both bars are met. A NaN anywhere does not pass."""
-        return self.max_rel <= MAX_RELATIVE and self.agreeing == self.positions
+    def first_difference(self) -> LayerFigures | None:
+        """The first part that misses the bar; the parts after it start from its error."""
+        return next((figures for figures in self.layers if not figures.passed), None)
 
 
 def make_prompts(vocab_size: int, max_positions: int) -> list[list[int]]:
@@ -68,68 +68,64 @@ def memory_problem(source: SourceCheckpoint, parallel: ParallelSpec) -> str | No
     return None if needed < free else f"needs {human_bytes(needed)} in float32, {human_bytes(free)} are available"
 
 
-def compare_numbers(
-    source: SourceCheckpoint, checkpoint: Path, parallel: ParallelSpec, console: Console
-) -> list[PromptParity]:
-    """Run the rank files over MPI and the reference in this process, and compare.
+def compare_layers(source: SourceCheckpoint, checkpoint: Path, parallel: ParallelSpec) -> LayerParity:
+    """Run the rank files and the reference part by part, one part of each in memory at a time.
 
     Raises:
         ParityError: the rank files cannot be run at all.
     """
-    prompts = make_prompts(source.config.vocab_size, source.config.max_position_embeddings)
-    with console.progress("compare logits", 2.0) as advance:
-        tokens, logits = _run_world(checkpoint, prompts, parallel, source)
-        advance(1, "reference")
-        wanted = _reference(source, checkpoint, parallel).logits(tokens)
-        advance(1, "done")
-    return [_compare(*each) for each in zip(prompts, tokens, logits, wanted, strict=True)]
-
-
-def _reference(source: SourceCheckpoint, checkpoint: Path, parallel: ParallelSpec) -> Reference:
-    """Return the reference of what was asked for, which is no error.
-
-    Weights are rounded to the rank files' type; those that stay quantised are not, but FP8 ones that are joined share a
-    scale.
-    """
-    config = read_json(checkpoint / "config.json")
-    dtype = str(config.get("dtype"))
-    if kept_algo(config):
-        return Reference(make_rank_plan(source, parallel, dtype).source)
-    return Reference(source, dtype if dtype in BY_NAME else None)
-
-
-def _run_world(
-    checkpoint: Path, prompts: list[list[int]], parallel: ParallelSpec, source: SourceCheckpoint
-) -> tuple[list[list[int]], list[Array]]:
-    """Return each prompt with its answer, and the logits of all their positions, float32 [tokens, vocab]."""
-    gigabytes = sum(entry.nbytes for entry in source.entries.values()) / 1e9
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "request.json").write_text(json.dumps({"prompts": prompts, "new_tokens": NEW_TOKENS}))
-        arguments = [str(checkpoint.absolute()), str(folder)]
-        try:
-            run_world(parallel.tp * parallel.pp, MODULE, arguments, timeout=120 + 120 * gigabytes)
-        except LaunchError as error:
-            said = [line for line in error.why.splitlines() if line.startswith("rank ")]
-            raise ParityError(
-                f"the rank files of {checkpoint} could not be run",
-                why="; ".join(said) or error.why or error.what,
-                fix="convert again; if that does not help, shardyard doctor says whether MPI works here",
-            ) from None
-        tokens: list[list[int]] = json.loads((folder / "tokens.json").read_text())
-        return tokens, [np.load(folder / f"logits_{index}.npy") for index in range(len(prompts))]
-
-
-def _compare(prompt: list[int], tokens: list[int], got: Array, wanted: Array) -> PromptParity:
-    error, scale = float(np.abs(got - wanted).max()), float(np.abs(wanted).max())
-    # Two logits closer than the bar are a tie, in which either choice is right.
-    chosen = np.take_along_axis(wanted, got.argmax(axis=-1, keepdims=True), axis=-1)[:, 0]
-    agreeing = int((chosen >= wanted.max(axis=-1) - MAX_RELATIVE * scale).sum())
-    return PromptParity(
-        prompt_tokens=len(prompt),
-        new_tokens=len(tokens) - len(prompt),
-        max_abs=error,
-        max_rel=error / scale,
-        positions=len(tokens),
-        agreeing=agreeing,
+    request = {"prompts": _prompts(source), "parallel": parallel.model_dump()}
+    with _request(request) as folder:
+        arguments = [checkpoint.absolute(), source.folder.absolute(), folder]
+        _run(parallel.tp, LAYERS, arguments, checkpoint, source)
+        found = json.loads((folder / "figures.json").read_text())
+    return LayerParity(
+        [LayerFigures(**figures) for figures in found["layers"]],
+        [PromptParity(**figures) for figures in found["prompts"]],
+        found["peak_bytes"],
     )
+
+
+def compare_generation(
+    source: SourceCheckpoint, checkpoint: Path, parallel: ParallelSpec, console: Console
+) -> list[PromptParity]:
+    """Run the rank files as a whole world and the reference in this process, and compare.
+
+    Raises:
+        ParityError: the rank files cannot be run at all.
+    """
+    prompts = _prompts(source)
+    with console.progress("compare logits", 2.0) as advance:
+        with _request({"prompts": prompts, "new_tokens": NEW_TOKENS}) as folder:
+            _run(parallel.tp * parallel.pp, WHOLE, [checkpoint.absolute(), folder], checkpoint, source)
+            tokens: list[list[int]] = json.loads((folder / "tokens.json").read_text())
+            logits: list[Array] = [np.load(folder / f"logits_{index}.npy") for index in range(len(prompts))]
+        advance(1, "reference")
+        wanted = reference_of(source, checkpoint, parallel).logits(tokens)
+        advance(1, "done")
+    return [compare_logits(len(prompt), *each) for prompt, *each in zip(prompts, logits, wanted, strict=True)]
+
+
+def _prompts(source: SourceCheckpoint) -> list[list[int]]:
+    return make_prompts(source.config.vocab_size, source.config.max_position_embeddings)
+
+
+@contextmanager
+def _request(content: dict[str, Any]) -> Iterator[Path]:
+    """Give a folder with the request, for the answer to come into."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "request.json").write_text(json.dumps(content))
+        yield Path(name)
+
+
+def _run(ranks: int, module: str, arguments: Sequence[Path], checkpoint: Path, source: SourceCheckpoint) -> None:
+    gigabytes = sum(entry.nbytes for entry in source.entries.values()) / 1e9
+    try:
+        run_world(ranks, module, [str(argument) for argument in arguments], timeout=120 + 240 * gigabytes)
+    except LaunchError as error:
+        said = [line for line in error.why.splitlines() if line.startswith("rank ")]
+        raise ParityError(
+            f"the rank files of {checkpoint} could not be run",
+            why="; ".join(said) or error.why or error.what,
+            fix="convert again; if that does not help, shardyard doctor says whether MPI works here",
+        ) from None

@@ -61,16 +61,23 @@ class RankSettings:
 class RankModel:
     """One rank, ready to run steps. ``arrays`` are kept for as long as the model lives.
 
+    ``all_reduce`` is the tensor-parallel group, where it was joined before; else the model joins it.
+
     Raises:
         ToolchainError: OpenVINO cannot compile this network for this CPU, or there is no memory for the cache.
     """
 
     def __init__(
-        self, spec: NetworkSpec, arrays: Mapping[str, NDArray[Any]], world: World, settings: RankSettings
+        self,
+        spec: NetworkSpec,
+        arrays: Mapping[str, NDArray[Any]],
+        world: World,
+        settings: RankSettings,
+        all_reduce: AllReduce | None = None,
     ) -> None:
         self.spec, self.world, self.settings = spec, world, settings
         self.hidden: NDArray[np.float32] | None = None
-        self.all_reduce: AllReduce | None = join_all_reduce(world.tp_comm) if spec.tp > 1 else None
+        self.all_reduce = all_reduce or (join_all_reduce(world.tp_comm) if spec.tp > 1 else None)
         self.arrays = arrays
         self.compiled = self._compile()
         self._request = self.compiled.create_infer_request()

@@ -18,7 +18,7 @@ from shardyard.runtime.engine_file import ArrayInfo, aligned_order, write_arrays
 from shardyard.runtime.names import EMBEDDING, HEAD, POSITIONS
 from shardyard.runtime.network import NetworkSpec, WeightType
 
-__all__ = ["rank_arrays", "read_config", "write_rank_engine"]
+__all__ = ["lazy_rank_arrays", "rank_arrays", "read_config", "write_rank_engine"]
 
 #: Small, and decisive: a token that is routed to another expert is answered by another network.
 _ALWAYS_FLOAT32 = (".mlp.router.weight", ".mlp.shared_expert_gate.weight")
@@ -37,9 +37,21 @@ def rank_arrays(checkpoint: Path, rank: int, *, weights: WeightType) -> tuple[Ne
     Raises:
         CheckpointError: the checkpoint's config.json or rank file is missing, broken or not supported.
     """
+    spec, arrays = lazy_rank_arrays(checkpoint, rank, weights=weights)
+    return spec, {name: make() for name, make in arrays.items()}
+
+
+def lazy_rank_arrays(
+    checkpoint: Path, rank: int, *, weights: WeightType
+) -> tuple[NetworkSpec, dict[str, Callable[[], Array]]]:
+    """Return what ``rank_arrays`` does, each array made when its function is called.
+
+    Raises:
+        CheckpointError: as ``rank_arrays``.
+    """
     config, file = _open(checkpoint, rank)
     spec = _describe(config, rank, file, weights)
-    return spec, {made.info.name: made.make() for made in _plan(config, spec, file)}
+    return spec, {made.info.name: made.make for made in _plan(config, spec, file)}
 
 
 def write_rank_engine(checkpoint: Path, rank: int, path: Path, *, weights: WeightType, max_positions: int) -> None:

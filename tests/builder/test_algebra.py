@@ -80,7 +80,7 @@ TENSOR_FAULTS: list[tuple[str, int, Callable[[Tensors], Any], list[str]]] = [
         lambda tensors: tensors.update({QKV: tensors[QKV].astype(np.float32)}),
         [f"{QKV} is F32 [16, 16]; it must be bfloat16 [16, 16]"],
     ),
-    ("a padding row that is not zero", 3, negate_zero, ["lm_head.weight differs from lm_head.weight in row 10"]),
+    ("a padding row that is not zero", 3, negate_zero, ["lm_head.weight has padding that is not zero in row 10"]),
     (
         "an end's tensor on the wrong stage",
         0,

@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from shardyard.builder.certificate import certifies, read_certificate
 from shardyard.builder.convert import convert, convert_checkpoint, write_rank_files
 from shardyard.builder.cutting import make_cutting_plan
 from shardyard.builder.families.llama import LLAMA
+from shardyard.builder.numbers import check_numbers
 from shardyard.builder.source import SourceCheckpoint, open_source
-from shardyard.builder.verify import check_bytes, check_numbers, verify
+from shardyard.builder.verify import check_bytes, verify
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, ParityError
 from shardyard.manifest import read_manifest
@@ -111,7 +113,10 @@ def test_a_swap_of_fc_and_gate_is_found_by_each_check_alone(
     change(checkpoint / "rank1.safetensors", swap)
     with pytest.raises(ParityError) as caught:
         CHECKS[check](asked, source, checkpoint, QUIET)
-    wanted = {"bytes": "rank1.safetensors: transformer.layers.2.mlp.fc.weight differs", "numbers": "logits are off by"}
+    wanted = {
+        "bytes": "rank1.safetensors: transformer.layers.2.mlp.fc.weight differs",
+        "numbers": "layer 2 is the first that differs",
+    }
     assert wanted[check] in caught.value.why
 
 
@@ -195,14 +200,78 @@ def test_a_checkpoint_of_other_settings_or_source_is_refused(
         verify(asked, certificate, tmp_path / "another", QUIET)
 
 
-def test_too_little_memory_leaves_the_numbers_out_and_says_so(
-    copied: tuple[Pipeline, SourceCheckpoint, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+def test_too_little_memory_for_all_ranks_still_verifies_every_layer(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked, _, checkpoint = copied
+    asked, source, checkpoint = copied
     memory = type("Memory", (), {"available": 1_000_000})
     monkeypatch.setattr("shardyard.builder.parity.psutil.virtual_memory", lambda: memory)
     made = verify(asked, checkpoint, tmp_path / "certificate", QUIET)
-    numbers = json.loads((made.folder / "certificate.json").read_text())["numbers"]
-    assert numbers["ran"] is False
-    assert "1.00 MB are available" in numbers["why_not"]
-    assert "the numeric check was left out" in capsys.readouterr().err
+    numbers = read_certificate(made.folder).numbers
+    assert "1.00 MB are available" in numbers["not_generated"]
+    assert numbers["generated"] == []
+    layers = [f"layer {layer}" for layer in range(source.config.num_hidden_layers)]
+    assert [figures["part"] for figures in numbers["layers"]] == ["embedding", *layers]
+    assert [prompt["prompt_tokens"] for prompt in numbers["prompts"]] == [1, 7, 33, 320]
+
+
+def test_a_certificate_is_for_one_content_wherever_it_lies(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], tmp_path: Path
+) -> None:
+    asked, _, checkpoint = copied
+    certificate = read_certificate(verify(asked, checkpoint, tmp_path / "certificate", QUIET).folder)
+    moved = tmp_path / "elsewhere" / "checkpoint"
+    shutil.copytree(checkpoint, moved)
+    assert certifies(certificate, moved)
+    assert not certifies(replace(certificate, passed=False), moved)
+    change(moved / "rank0.safetensors", lambda tensors: tensors["transformer.ln_f.weight"].fill(1))
+    assert not certifies(certificate, moved)
+    with pytest.raises(ArtifactError, match="holds no certificate"):
+        read_certificate(tmp_path)
+
+
+def test_rank_files_of_another_converter_are_verified(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], tmp_path: Path
+) -> None:
+    """Without our manifest, with keys and rotary tables of its own, and degrees that no pipeline file names."""
+    asked, source, checkpoint = copied
+    (checkpoint / "manifest.json").unlink()
+    config = json.loads((checkpoint / "config.json").read_text())
+    config |= {"producer": {"name": "another"}, "mapping": {"tp_size": 2, "pp_size": 1, "gpus_per_node": 4}}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    positions, pairs = source.config.max_position_embeddings, config["rotary_embedding_dim"] // 2
+    inverse = (config["rotary_base"] ** (-np.arange(pairs) / pairs)).astype(np.float32)
+    for rank in range(2):
+        change(checkpoint / f"rank{rank}.safetensors", lambda tensors: tensors.update(rotary(inverse, positions)))
+    unnamed = pipeline(asked.checkpoint_path())
+    made = verify(unnamed, checkpoint, tmp_path / "certificate", QUIET)
+    assert read_certificate(made.folder).parallel["tp"] == 2
+    assert certifies(read_certificate(made.folder), checkpoint)
+    change(checkpoint / "rank1.safetensors", lambda tensors: tensors.update(rotary(inverse * 2, positions)))
+    with pytest.raises(ParityError) as caught:
+        verify(unnamed, checkpoint, tmp_path / "certificate", QUIET)
+    assert "rank1.safetensors: rotary_inv_freq is not what rope_theta and rope_scaling" in caught.value.why
+    assert "embed_positions_for_gpt_attention is not" in caught.value.why
+
+
+def rotary(inverse: np.ndarray, positions: int) -> Tensors:
+    """The tables of TensorRT-LLM's own converter, from float32 angles; the first one's base is always 10000."""
+    own = np.outer(np.arange(positions, dtype=np.float32), inverse)
+    fixed = (10000.0 ** (-np.arange(len(inverse)) / len(inverse))).astype(np.float32)
+    other = np.outer(np.arange(positions, dtype=np.float32), fixed)
+    return {
+        "embed_positions": np.concatenate([np.sin(other), np.cos(other)], axis=1)[None],
+        "embed_positions_for_gpt_attention": np.stack([np.cos(own), np.sin(own)], axis=-1).reshape(1, -1),
+        "rotary_inv_freq": inverse,
+    }
+
+
+def test_only_samples_of_a_large_tensor_are_compared_unless_all_are_asked_for(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, source, checkpoint = copied
+    monkeypatch.setattr("shardyard.builder.algebra.BLOCK_BYTES", 4096)
+    sampled = check_bytes(asked, source, checkpoint, QUIET, full=False)
+    whole = check_bytes(asked, source, checkpoint, QUIET)
+    assert whole.compared_bytes == whole.rank_bytes == sampled.rank_bytes
+    assert 0 < sampled.compared_bytes < whole.compared_bytes / 2
