@@ -22,7 +22,7 @@ __all__ = ["build_ranks", "finished"]
 #: What TensorRT-LLM logs when an engine file has been closed (read in its _common.py). A file alone proves nothing: a
 #: killed rank leaves a piece of one.
 _WRITTEN = b"Engine serialized"
-_POLL_S = 0.2
+_POLL_S = 0.1
 _STOP_S = 10.0
 _TAIL_LINES = 20
 

@@ -78,7 +78,7 @@ def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
     (folder / "bin").mkdir(parents=True)
     for name, words in PROGRAMS.items():
         path = folder / "bin" / name
-        path.write_text(f'#!/bin/sh\nexec {sys.executable} {FAKES}/{" ".join(words)} "$@"\n')
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAKES}/{" ".join(words)} "$@"\n')
         path.chmod(0o755)
     monkeypatch.setenv("SHARDYARD_FAKES", str(folder))
     monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")

@@ -100,12 +100,13 @@ ALGOS = [
 def test_overrides_are_foreseen(fake: ModuleType, gpu_pipeline: Callable[..., Pipeline], algo: str, kv: str) -> None:
     """Every combination of the flags that depend on each other ends as foreseen, and is explained."""
     toggles = ("context_fmha", "use_paged_context_fmha", "use_fp8_context_fmha", "reduce_fusion", "user_buffer")
+    parser = fake.parser()
     for values in itertools.product(("enable", "disable"), repeat=len(toggles)):
         for tp, sm, norm in itertools.product((1, 2), (80, 90), ("enable", "disable")):
             made = model(algo, kv, tp)
             flags = dict(zip(toggles, values, strict=True))
             asked = requested_flags(gpu_pipeline(Path(), tp, build_flags={**flags, "norm_quant_fusion": norm}), made)
-            args = fake.parser().parse_args(arguments(asked))
+            args = parser.parse_args(arguments(asked))
             build, plugin = fake.in_effect(args, made.config, sm)
             config = {"build_config": {**build, "plugin_config": plugin}, "pretrained_config": made.config}
             effect = flags_in_effect(asked, config, made, sm)
