@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardyard.builder.certificate import certifies, read_certificate
 from shardyard.builder.targets.cpu_build import build_cpu
 from shardyard.builder.targets.tensorrt_llm import build_tensorrt_llm, show_tensorrt_llm
 from shardyard.builder.targets.tensorrt_llm_api import build_tensorrt_llm_api, show_tensorrt_llm_api
@@ -80,16 +80,14 @@ def show(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console) -> N
     target.show(pipeline, checkpoint, out, console)
 
 
-def _check_certificate(checkpoint: Path, certificate: Path | None) -> None:
-    made = read_manifest(checkpoint, "convert")
-    path = certificate / "certificate.json" if certificate else None
-    problem = "there is none"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path else {}
-        if content:
-            problem = "" if content.get("passed") and content.get("checkpoint") == made.key else "it is for other files"
-    except (OSError, ValueError) as error:
-        problem = str(error)
+def _check_certificate(checkpoint: Path, folder: Path | None) -> None:
+    read_manifest(checkpoint, "convert")
+    problem = "none was asked for"
+    if folder is not None:
+        try:
+            problem = "" if certifies(read_certificate(folder), checkpoint) else f"that in {folder} is for other files"
+        except ArtifactError as error:
+            problem = error.what
     if problem:
         raise ArtifactError(
             f"{checkpoint} has no passed certificate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from shardyard.builder.build import build
+from shardyard.builder.certificate import CERTIFICATE, Certificate, checkpoint_key, stamp_checkpoint
 from shardyard.builder.targets.tensorrt_llm import REPORT
 from shardyard.builder.targets.trtllm_ranks import build_ranks
 from shardyard.console import Console
@@ -81,7 +83,7 @@ def test_one_rank_needs_no_world(run: Any, fakes: Any) -> None:
 
 
 def test_a_rank_that_fails_is_built_again_alone(run: Any, fakes: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    fakes.set(mishaps={"1": {"kind": "raise", "times": 1, "after_s": 0.8}})
+    fakes.set(mishaps={"1": {"kind": "raise", "times": 1, "after": [0, 2, 3]}})
     assert "rank1.engine" in run(2, 2).manifest.outputs
     built = [rank for call in fakes.calls("trtllm-build") for rank in call["ranks"]]
     assert sorted(built) == [0, 1, 1, 2, 3]
@@ -97,7 +99,7 @@ def test_a_piece_of_an_engine_is_not_taken_for_one(run: Any, fakes: Any) -> None
 
 
 def test_a_rank_that_never_works_shows_its_log_and_the_others_stay(run: Any, fakes: Any, tmp_path: Path) -> None:
-    fakes.set(mishaps={"1": {"kind": "raise", "times": 9, "after_s": 0.8}})
+    fakes.set(mishaps={"1": {"kind": "raise", "times": 9, "after": [0]}})
     with pytest.raises(RankError, match="rank 1 was not built") as error:
         run(2, build_retries=0)
     assert "CUDA out of memory" in error.value.tail
@@ -111,7 +113,7 @@ def test_a_rank_that_never_works_shows_its_log_and_the_others_stay(run: Any, fak
 
 
 def test_another_request_starts_over(run: Any, fakes: Any) -> None:
-    fakes.set(mishaps={"1": {"kind": "raise", "times": 9, "after_s": 0.8}})
+    fakes.set(mishaps={"1": {"kind": "raise", "times": 9, "after": [0]}})
     with pytest.raises(RankError):
         run(2, build_retries=0)
     fakes.set()
@@ -225,6 +227,34 @@ def _words(process: psutil.Process) -> list[str]:
         return process.cmdline()
     except psutil.Error:
         return []
+
+
+@pytest.fixture
+def certified(fakes: Any, converted: Converted, gpu_pipeline: MakePipeline, tmp_path: Path) -> Callable[..., Any]:
+    """Build with a certificate of certain content; None: there is none."""
+
+    def certified(**changes: Any) -> Any:
+        source, checkpoint = converted()
+        stamps = stamp_checkpoint(checkpoint)
+        files = {name: stamp.sha256 for name, stamp in stamps.items()}
+        made = Certificate(True, checkpoint_key(checkpoint, stamps), files, {}, {}, {}, {})
+        (tmp_path / "certificate").mkdir(exist_ok=True)
+        (tmp_path / "certificate" / CERTIFICATE).write_text(json.dumps({**asdict(made), **changes}))
+        out = tmp_path / "engine"
+        return build(gpu_pipeline(source), checkpoint, out, QUIET, certificate=tmp_path / "certificate")
+
+    return certified
+
+
+def test_a_passed_certificate_is_enough(certified: Any) -> None:
+    assert "rank0.engine" in certified().manifest.outputs
+
+
+@pytest.mark.parametrize("changes", [{"passed": False}, {"checkpoint": "another"}, {"files": {}}])
+def test_another_certificate_is_not(certified: Any, fakes: Any, changes: dict[str, Any]) -> None:
+    with pytest.raises(ArtifactError, match="no passed certificate"):
+        certified(**changes)
+    assert fakes.calls("trtllm-build") == []
 
 
 def test_gpus_want_a_certificate(fakes: Any, converted: Converted, gpu_pipeline: MakePipeline, tmp_path: Path) -> None:
