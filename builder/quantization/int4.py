@@ -10,7 +10,8 @@ Learning Models"), with squares instead of its ℓp norm; the search over clippe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,20 +64,20 @@ def _quantize(weight: Array, group: int, shares: tuple[float, ...], *, fit: bool
     codes = np.empty((rows, columns), np.uint8)
     scales = np.empty((rows, columns // group), np.float32)
     zeros = np.empty((rows, columns // group), np.uint8)
-    for span, block in _blocks(weight, group):
+    each = max(1, _BLOCK // columns)
+
+    def search(first: int) -> None:
+        span = slice(first, first + each)
+        # [group, groups]: a group is a column, so that sums over it run through memory in order.
+        block = np.ascontiguousarray(weight[span].astype(np.float32).reshape(-1, group).T)
         scale, zero = _search(block, shares, fit)
         codes[span] = _codes(block, scale, zero).T.reshape(-1, columns)
         scales[span], zeros[span] = scale.reshape(-1, columns // group), zero.reshape(-1, columns // group)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for _ in pool.map(search, range(0, rows, each)):
+            pass  # An error in a thread is raised here.
     return Int4Weight(codes, scales, zeros)
-
-
-def _blocks(weight: Array, group: int) -> Iterator[tuple[slice, Float]]:
-    """Yield (rows, their values as float32 [group, groups]): a group is a column, so that sums run contiguously."""
-    rows, columns = weight.shape
-    each = max(1, _BLOCK // columns)
-    for first in range(0, rows, each):
-        block = weight[first : first + each].astype(np.float32).reshape(-1, group)
-        yield slice(first, first + each), np.ascontiguousarray(block.T)
 
 
 def _search(block: Float, shares: tuple[float, ...], fit: bool) -> tuple[Float, Float]:

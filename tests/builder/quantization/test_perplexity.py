@@ -15,6 +15,7 @@ from shardyard.builder.convert import convert
 from shardyard.builder.perplexity import measure_perplexity, split_windows
 from shardyard.builder.reference import Reference
 from shardyard.builder.source import open_source
+from shardyard.cli.parser import build_parser
 from shardyard.console import Console
 from shardyard.errors import UsageError
 from shardyard.spec import Pipeline
@@ -80,3 +81,27 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(UsageError) as caught:
         measure_perplexity(pipeline, tmp_path / "checkpoint", tokens, QUIET, context, stride)
     assert said in f"{caught.value.what} {caught.value.why}"
+
+
+def _run(words: list[str]) -> None:
+    args = build_parser().parse_args(words)
+    args.console = Console(quiet=True)
+    args.verb(args)
+
+
+def test_the_verb_reads_a_text(
+    make_checkpoint: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = tmp_path / "q.yaml"
+    pipeline.write_text(f"name: q\nmodel: {{checkpoint: {make_checkpoint()}}}\nquantization: w4a16\n")
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time a river counted its stones, and lost count, and began anew. " * 4)
+    common = [str(pipeline), "--work", str(tmp_path), "--quiet"]
+    for words in (["convert", *common], ["verify", *common, "--perplexity", str(text), "--context", "32"]):
+        _run(words)
+    before, after = map(float, capsys.readouterr().out.splitlines()[-1].split())
+    assert before != after
+    assert 1 < before < 10_000
+    assert abs(after - before) < 0.2 * before
+    with pytest.raises(UsageError, match="cannot be read"):
+        _run(["verify", *common, "--perplexity", str(tmp_path / "none.txt")])
