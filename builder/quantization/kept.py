@@ -127,6 +127,12 @@ def with_made(plan: CuttingPlan, made: Sequence[Made]) -> CuttingPlan:
 
 def _check_parts(target: Target, plan: CuttingPlan, linears: Linears) -> None:
     files = target.files
+    if any(_kind(target.name).endswith(never.removeprefix("*")) for never in _NEVER):
+        raise CheckpointError(
+            f"{target.joined[0]} is quantized",
+            why="TensorRT-LLM keeps such modules plain",
+            fix="set quantization: dequantized",
+        )
     plain = [
         name
         for name, pieces in plan.pieces.items()

@@ -152,7 +152,8 @@ def _compressed_cache(raw: Raw, path: Path) -> str | None:
 
 def _modelopt(raw: Raw, path: Path) -> SourceFormat:
     section = raw.get("quantization", raw)
-    algo, cache = section.get("quant_algo"), section.get("kv_cache_quant_algo")
+    algo = section.get("quant_algo")
+    cache = section.get("kv_cache_quant_algo") or _compressed_cache(section, path)
     if algo not in _MODELOPT:
         _refuse(path, f"ModelOpt's quant_algo={algo!r}", f"possible: {', '.join(_MODELOPT)}")
     if cache not in (None, "FP8", "INT8"):

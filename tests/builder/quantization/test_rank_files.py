@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -176,6 +177,11 @@ def _plain_part(kind: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     return change
 
 
+def _quantized_head(config: dict[str, Any], tensors: dict[str, Any]) -> None:
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].astype(ml_dtypes.float8_e4m3fn)
+    tensors["lm_head.weight_scale"] = tensors["lm_head.input_scale"] = np.ones(1, np.float32)
+
+
 @pytest.mark.parametrize(
     ("kind", "degrees", "options", "said"),
     [
@@ -184,6 +190,7 @@ def _plain_part(kind: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
         ("gptq", {}, {"dtype": "bfloat16"}, "scales are float16"),
         ("gptq", {}, {"quantization": "w4a16"}, "quantized already"),
         ("gptq", {}, {"change": _plain_part("self_attn.q_proj")}, "quantized and plain"),
+        ("fp8", {}, {"change": _quantized_head}, "lm_head.weight is quantized"),
         ("fp8", {}, {"change": _plain_part("mlp.up_proj")}, "quantized in some layers"),
     ],
 )

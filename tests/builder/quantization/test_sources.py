@@ -50,6 +50,13 @@ def test_modelopt_names_its_form_in_a_file_of_its_own(write_sample: Callable[...
     assert all(np.array_equal(source.array(name).astype(np.float32), value) for name, value in sample.values.items())
 
 
+def test_modelopt_may_name_its_form_in_config_json(write_sample: Callable[..., Any], tmp_path: Path) -> None:
+    said = {"quant_method": "modelopt", "quant_algo": "FP8", "kv_cache_scheme": {"num_bits": 8, "type": "float"}}
+    source = open_source(write_sample(tmp_path / "hf", "fp8", config={"quantization_config": said}).folder)
+    assert source.linears is not None
+    assert (source.linears.form.algo, source.linears.form.kv_cache) == ("FP8", "FP8")
+
+
 def _set(key: str, value: object) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     return lambda config, tensors: config["quantization_config"].update({key: value})
 
