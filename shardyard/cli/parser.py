@@ -75,6 +75,7 @@ _STAGE_FLAGS = {
     "convert": {
         "--dry-run": "show bytes per rank, time and memory, and what cannot work; config.json is enough, nothing runs",
     },
+    "verify": {"--full": "compare every byte of large tensors, not samples of them"},
     "build": {
         "--print": "print the commands and the memory calculation of a GPU target; config.json is enough, nothing runs",
         "--uncertified": "build for GPUs without the certificate that verify writes",
@@ -84,6 +85,7 @@ _STAGE_FLAGS = {
 #: Options of stages' verbs: the type of their value, its name, their meaning.
 _STAGE_OPTIONS: dict[str, dict[str, tuple[Callable[[str], object], str, str]]] = {
     "verify": {
+        "--checkpoint": (Path, "DIR", "rank files to verify, whatever made them (those of convert)"),
         "--perplexity": (Path, "FILE", "instead, measure this text's perplexity before and after quantization"),
         "--context": (int, "TOKENS", "perplexity: tokens of a window (512, or what the model was trained for)"),
         "--stride": (int, "TOKENS", "perplexity: from the beginning of a window to that of the next (256)"),

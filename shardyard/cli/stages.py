@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from shardyard.cli.context import Context
 from shardyard.stage import StageResult
@@ -25,11 +26,12 @@ def convert(context: Context) -> StageResult:
     return stage(context.pipeline, context.work.checkpoint, context.console)
 
 
-def verify(context: Context) -> StageResult:
-    """Rank files → certificate."""
+def verify(context: Context, *, checkpoint: Path | None = None, full: bool = False) -> StageResult:
+    """Rank files, those of convert or another folder's → certificate."""
     from shardyard.builder.verify import verify as stage
 
-    return stage(context.pipeline, context.work.checkpoint, context.work.certificate, context.console)
+    work = context.work
+    return stage(context.pipeline, checkpoint or work.checkpoint, work.certificate, context.console, full=full)
 
 
 def build(context: Context, *, uncertified: bool = False) -> StageResult:
@@ -101,7 +103,8 @@ def _verify_verb(args: argparse.Namespace) -> None:
     if args.perplexity:
         perplexity(args)
         return
-    _verb(verify)(args)
+    context = Context.of(args)
+    context.console.result(str(verify(context, checkpoint=args.checkpoint, full=args.full).folder))
 
 
 #: Each stage as a verb. It prints the folder that it made, or found up to date.
