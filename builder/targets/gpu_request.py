@@ -29,6 +29,11 @@ class GpuRequest:
     budgets: tuple[Budget, ...]
 
     @property
+    def image(self) -> str:
+        """The image that a container starts from: engine.image, else the pin's."""
+        return self.pipeline.engine.image or self.toolchain.image
+
+    @property
     def ranks(self) -> int:
         """Number of engines."""
         return self.pipeline.parallel.world_size

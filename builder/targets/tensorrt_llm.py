@@ -57,7 +57,12 @@ def build_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console:
     _warn(request, console)
     settings = {"target": "tensorrt_llm", "flags": dict(request.flags), "gpu": request.machine.gpu.name}
     # Not this program's Python: hours of GPU time must not hang on its patch level.
-    toolchain = {"shardyard": __version__, **request.toolchain.describe(), "sm": str(request.machine.gpu.sm)}
+    toolchain = {
+        "shardyard": __version__,
+        **request.toolchain.describe(),
+        "image": request.image,
+        "sm": str(request.machine.gpu.sm),
+    }
     key = content_key(STAGE, manifest.outputs, settings, toolchain)
 
     def work(draft: Draft) -> None:
@@ -128,7 +133,7 @@ def _show_flags(flags: list[FlagInEffect], console: Console) -> None:
 def _report(request: GpuRequest, here: dict[str, str], flags: list[FlagInEffect]) -> dict[str, Any]:
     machine, budget = request.machine, request.tightest
     return {
-        "toolchain": request.toolchain.describe(),
+        "toolchain": {**request.toolchain.describe(), "image": request.image},
         "machine": {"asked": machine.name, "gpu": machine.gpu.name, "sm": machine.gpu.sm, **here},
         "flags": [{"flag": f.name, "asked": f.asked, "effect": f.effect, "why": f.row[3]} for f in flags],
         "memory": {"rank": budget.rank, "kv_tokens": budget.kv_tokens, "kv_bytes_per_token": budget.kv_token},
@@ -150,7 +155,7 @@ def _script(request: GpuRequest, checkpoint: Path, folder: BuildFolder) -> Itera
         yield f"# note: {_override(flag)}"
     yield "set -euo pipefail"
     yield shlex.join(["mkdir", "-p", str(folder.engine), str(folder.logs), str(folder.timing)])
-    prepared = RUNNERS[engine.runner].prepare(engine.image or request.toolchain.image, folder.root)
+    prepared = RUNNERS[engine.runner].prepare(request.image, folder.root)
     if prepared:
         yield f"test -f {shlex.quote(str(prepared[0]))} || {printed(prepared[1])}"
     yield printed(world_command(request, checkpoint, folder, range(request.ranks)))

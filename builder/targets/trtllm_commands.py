@@ -73,7 +73,6 @@ def world_command(
     python: str = "python3",
 ) -> list[str]:
     """Return the command that builds ``ranks``, in the request's runner."""
-    engine = request.pipeline.engine
     segments = [
         _rank(request, checkpoint, folder, rank) if rank in ranks else [python, "-c", _STAND_IN]
         for rank in range(request.ranks)
@@ -83,8 +82,7 @@ def world_command(
         command = [mpirun, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
         for rank, segment in enumerate(segments):
             command += ([":"] if rank else []) + ["-n", "1", *segment]
-    image = engine.image or request.toolchain.image
-    return RUNNERS[engine.runner].wrap(image, [checkpoint], folder.root, command)
+    return RUNNERS[request.pipeline.engine.runner].wrap(request.image, [checkpoint], folder.root, command)
 
 
 def printed(command: list[str]) -> str:

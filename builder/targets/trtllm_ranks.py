@@ -74,8 +74,7 @@ def build_ranks(
 
 
 def _prepare_image(request: GpuRequest, folder: BuildFolder) -> None:
-    engine = request.pipeline.engine
-    prepared = RUNNERS[engine.runner].prepare(engine.image or request.toolchain.image, folder.root)
+    prepared = RUNNERS[request.pipeline.engine.runner].prepare(request.image, folder.root)
     if prepared is None or prepared[0].is_file():
         return
     file, command = prepared

@@ -41,7 +41,7 @@ def test_docker(run: Any, fakes: Any, tmp_path: Path) -> None:
 
 def test_a_digest_in_place_of_the_tag(run: Any, fakes: Any) -> None:
     image = f"nvcr.io/nvidia/tritonserver@sha256:{'0' * 64}"
-    run(runner="docker", image=image)
+    assert run(runner="docker", image=image).manifest.toolchain["image"] == image
     assert fakes.calls("docker")[0]["image"] == image
 
 
