@@ -22,6 +22,10 @@ _SHM_BYTES = 1 << 20
 _HTTP_THREADS = 2
 _LOAD_THREADS = 4
 
+#: States of gRPC requests that Triton keeps for reuse instead of freeing them. Its stream handler may still look at the
+#: state of a cancelled stream after it has let go of it; a state that was freed breaks the heap.
+_GRPC_POOL = 4096
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -60,6 +64,7 @@ class Launch:
             "http-address": self.ports.address,
             "http-port": self.ports.http,
             "http-thread-count": _HTTP_THREADS,
+            "grpc-infer-allocation-pool-size": _GRPC_POOL,
             "grpc-address": self.ports.address,
             "grpc-port": self.ports.grpc,
             "metrics-address": self.ports.address,

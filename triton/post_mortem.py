@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardyard.errors import LaunchError, RankError
+from shardyard.triton.crash_line import crash_signal
 from shardyard.triton.rank_entry import rank_log
 
 __all__ = ["Ended", "explain", "last_lines", "mpirun_log"]
@@ -69,11 +70,13 @@ def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> La
 def _culprit(gone: Sequence[Ended], logs: Path, ranks: int) -> tuple[Ended, str]:
     """Return the process that was the first to end, and how it did.
 
-    What an aborting rank writes is certain. What the kernel told us comes next, if it was one process. When several
-    ended at once, mpirun knows better: it is their parent.
+    What an aborting rank or a crashing tritonserver writes is certain. What the kernel told us comes next, if it was one
+    process. When several ended at once, mpirun knows better: it is their parent.
     """
     if (rank := _aborted(logs, ranks)) is not None:
         return _process(rank), "it met an error and aborted the MPI world"
+    if (number := crash_signal(_read(rank_log(logs, 0)))) is not None:
+        return _process(0), f"it crashed with {_signal_name(number)}"
     told, how = _told_by_mpirun(mpirun_log(logs))
     if len(gone) == 1 and gone[0].rank is not None:
         if gone[0].stub:

@@ -15,7 +15,9 @@ from pathlib import Path
 from shardyard.errors import LaunchError
 from shardyard.mpi import child_environment
 from shardyard.triton import guard
+from shardyard.triton.crash_line import CrashLine
 from shardyard.triton.post_mortem import Ended, explain, mpirun_log
+from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.run_folder import RunFolder
 from shardyard.triton.server_files import STUB
 from shardyard.triton.watch import Watch
@@ -27,6 +29,9 @@ _TRITON = Ended(0, "tritonserver")
 
 #: Seconds between two looks for ranks that have just started.
 LOOK = 0.05
+
+#: Seconds between two looks whether tritonserver has written that it crashed.
+CRASH_LOOK = 0.5
 
 #: Seconds that mpirun gets to notice that a rank died, before the others are killed too.
 NOTICE = 0.1
@@ -111,9 +116,10 @@ class Supervisor:
             self._watch.wait(deadline - time.monotonic())
 
     def _supervise(self) -> None:
+        crash = CrashLine(rank_log(self.logs, 0))
         while not self._stopping:
             self._find_processes()
-            gone = self._watch.wait(LOOK if self._expected else None)
+            gone = self._watch.wait(LOOK if self._expected else CRASH_LOOK) or [_TRITON] * crash.seen()
             if gone and not self._stopping:
                 self.failing.set()
                 self._wait(NOTICE)

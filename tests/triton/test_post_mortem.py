@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from shardyard.errors import LaunchError, RankError
+from shardyard.triton.crash_line import CrashLine
 from shardyard.triton.post_mortem import TAIL_LINES, Ended, explain, last_lines
 
 SIGNALLED = """\
@@ -56,6 +57,23 @@ def test_the_first_rank_is_named(gone: Sequence[Ended], mpirun: str, rank: int, 
     assert f"rank {rank} of 3" in error.what
     assert how in error.why
     assert error.tail == "first\nlast words"
+
+
+def test_a_crash_that_tritonserver_writes_down(tmp_path: Path) -> None:
+    (tmp_path / "rank0.log").write_text("up\nSignal (15) received.\n")
+    assert "status 0" in explain([TRITON], tmp_path, 1, ready=True).why
+    (tmp_path / "rank0.log").write_text("up\nSignal (6) received.\n 0# somewhere\n")
+    assert "crashed with signal 6 (SIGABRT)" in explain([STUB], tmp_path, 1, ready=True).why
+
+
+def test_a_crash_line_is_seen_when_it_is_whole(tmp_path: Path) -> None:
+    log = tmp_path / "rank0.log"
+    crash = CrashLine(log)
+    assert not crash.seen()
+    for text, seen in (("up\nSignal (1", False), ("1) recei", False), ("ved.\n 0# ", True), ("somewhere\n", False)):
+        with log.open("a") as file:
+            file.write(text)
+        assert crash.seen() is seen
 
 
 @pytest.mark.parametrize("gone", [[MPIRUN], [TRITON, WORKERS[1], MPIRUN]])

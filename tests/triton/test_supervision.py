@@ -65,6 +65,18 @@ def test_a_killed_tritonserver_ends_the_world(start: Start, nothing_left: Check)
     assert "GRPCInferenceService" in caught.value.tail
 
 
+def test_a_crashed_tritonserver_that_does_not_end_is_killed(start: Start, nothing_left: Check) -> None:
+    with pytest.raises(RankError, match="rank 0 of 2") as caught, start(2) as server:
+        processes = family()
+        # As its handler of fatal signals leaves it when the heap is broken: the line is out, nothing moves any more.
+        with (server.supervisor.logs / "rank0.log").open("a") as log:
+            log.write("Signal (11) received.\n")
+        os.kill(rank(server, 0), signal.SIGSTOP)
+        wait(server)
+    nothing_left(processes, server.supervisor.run.token)
+    assert "crashed with signal 11 (SIGSEGV)" in caught.value.why
+
+
 def test_a_killed_model_process_ends_the_world(start: Start, nothing_left: Check) -> None:
     with pytest.raises(RankError) as caught, start(2) as server:
         processes = family()
