@@ -97,7 +97,7 @@ def open_source(folder: Path) -> SourceCheckpoint:
 
 def _with_prefix(entries: Mapping[str, TensorEntry], prefix: str) -> dict[str, TensorEntry]:
     """Return the entries under their full names: files of a bare model leave the family's prefix out."""
-    if not prefix or any(name.startswith(prefix) for name in entries):
+    if any(name.startswith(prefix) for name in entries):
         return dict(entries)
     full = {name: name if name in HEADS else f"{prefix}{name}" for name in entries}
     return {full[name]: replace(entry, name=full[name]) for name, entry in entries.items()}

@@ -52,5 +52,4 @@ OPT = Family(
         ("layer_norm_elementwise_affine", (True,), "norms without weights"),
         ("_remove_final_layer_norm", (False,), "a model without its last norm"),
     ),
-    prefix="model.",
 )

@@ -108,7 +108,7 @@ class Family:
     derive: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _nothing
     reads: frozenset[str] = frozenset()
     refused: tuple[Refused, ...] = ()
-    prefix: str = ""
+    prefix: str = "model."
     ignored: tuple[str, ...] = ("*.rotary_emb.inv_freq",)
 
     @property

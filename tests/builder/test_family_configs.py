@@ -369,17 +369,24 @@ def test_degrees_that_cannot_cut_the_model(raw: dict[str, Any], degrees: dict[st
         assert word in str(caught.value)
 
 
-def test_names_without_the_familys_prefix(tmp_path: Path) -> None:
+BARE: list[tuple[dict[str, Any], str]] = [
+    ({**GPT2, "n_embd": 8, "n_head": 2, "n_layer": 2, "n_positions": 16, "vocab_size": 11}, "transformer."),
+    ({**GEMMA, **dict.fromkeys(("hidden_size", "head_dim", "intermediate_size", "vocab_size"), 16)}, "model."),
+]
+
+
+@pytest.mark.parametrize(("raw", "left_out"), BARE, ids=("gpt2", "gemma"))
+def test_names_without_the_familys_prefix(raw: dict[str, Any], left_out: str, tmp_path: Path) -> None:
     """The hub's GPT-2 is saved from the bare model, with the buffers of its masks."""
-    raw = {**GPT2, "n_embd": 8, "n_head": 2, "n_layer": 2, "n_positions": 16, "vocab_size": 11}
     config = parse_config(raw, PATH)
     tensors = {
         part.name: np.random.default_rng(1).standard_normal(source_shape(part, config), np.float32)
         for placed in place_rules(config, 1)
         for part in placed.parts
     }
-    buffers = {f"transformer.h.{layer}.attn.bias": np.ones((1, 1, 16, 16), np.float32) for layer in range(2)}
-    for name, prefix in (("full", ""), ("bare", "transformer.")):
+    mask = f"{left_out}h.0.attn.bias" if left_out == "transformer." else f"{left_out}rotary_emb.inv_freq"
+    buffers = {mask: np.ones((1, 1, 16, 16), np.float32)}
+    for name, prefix in (("full", ""), ("bare", left_out)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(raw))
         save_file(
