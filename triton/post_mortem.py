@@ -70,8 +70,8 @@ def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> La
 def _culprit(gone: Sequence[Ended], logs: Path, ranks: int) -> tuple[Ended, str]:
     """Return the process that was the first to end, and how it did.
 
-    What an aborting rank or a crashing tritonserver writes is certain. What the kernel told us comes next, if it was one
-    process. When several ended at once, mpirun knows better: it is their parent.
+    What an aborting rank or a crashing tritonserver writes is certain. What the kernel told us comes next, if it was
+    one process. When several ended at once, mpirun knows better: it is their parent.
     """
     if (rank := _aborted(logs, ranks)) is not None:
         return _process(rank), "it met an error and aborted the MPI world"
