@@ -13,6 +13,7 @@ import numpy as np
 
 from shardyard.builder.dtypes import Array
 from shardyard.builder.targets.cpu import lazy_rank_arrays
+from shardyard.errors import CheckpointError
 from shardyard.runtime.collectives import join_all_reduce
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.names import EMBEDDING, FINAL_NORM, HEAD, POSITIONS
@@ -33,6 +34,9 @@ class _Part:
 
     spec: NetworkSpec
     arrays: Makers
+    file: int
+    #: The number that its layer has in the rank file; in the network of its own it has number 0.
+    layer: int = 0
 
 
 class _OneStage(World):
@@ -65,7 +69,7 @@ class LayerStream:
         hidden = None
         for stage in range(self._pp):
             spec, arrays = self._open(stage)
-            parts = _layers(spec, arrays)
+            parts = _layers(spec, arrays, self._file(stage))
             for part in [_embedding(spec, arrays), *parts] if stage == 0 else parts:
                 hidden = np.concatenate(list(self._run(part, hidden)))
                 yield hidden
@@ -74,18 +78,26 @@ class LayerStream:
         """Yield each prompt's logits, float32 [tokens, vocab], from the last layer's output; None beyond rank 0."""
         spec, arrays = self._open(self._pp - 1)
         names = [FINAL_NORM + ".weight", FINAL_NORM + ".bias", EMBEDDING if spec.tied else HEAD]
-        part = _Part(replace(spec, layers=(), pp=2, stage=1), {name: arrays[name] for name in names if name in arrays})
+        chosen = {name: arrays[name] for name in names if name in arrays}
+        part = _Part(replace(spec, layers=(), pp=2, stage=1), chosen, self._file(self._pp - 1))
         for share in self._run(part, hidden):
             shares = [share] if self.world.tp_comm is None else self.world.tp_comm.gather(share, root=0)
             yield np.concatenate(shares, axis=1) if shares else None
 
     def _open(self, stage: int) -> tuple[NetworkSpec, Makers]:
-        return lazy_rank_arrays(self._checkpoint, stage * self.world.tp + self.world.rank, weights="float32")
+        return lazy_rank_arrays(self._checkpoint, self._file(stage), weights="float32")
+
+    def _file(self, stage: int) -> int:
+        return stage * self.world.tp + self.world.rank
 
     def _run(self, part: _Part, hidden: Array | None) -> Iterator[Array]:
         """Yield a part's output for each prompt, float32 [tokens, width]; its memory is given back at the end."""
         arrays = {name: make() for name, make in part.arrays.items()}
-        model = RankModel(part.spec, arrays, self.world, self._settings, self._all_reduce)
+        try:
+            model = RankModel(part.spec, arrays, self.world, self._settings, self._all_reduce)
+        except KeyError as error:
+            name = str(error.args[0]).replace("layers.0.", f"layers.{part.layer}.")
+            raise CheckpointError(f"rank{part.file}.safetensors lacks {name}") from error
         start = 0
         for prompt in self._prompts:
             if hidden is not None:
@@ -103,10 +115,10 @@ class LayerStream:
 
 def _embedding(spec: NetworkSpec, arrays: Makers) -> _Part:
     chosen = {name: arrays[name] for name in (EMBEDDING, POSITIONS) if name in arrays}
-    return _Part(replace(spec, layers=(), pp=2, stage=0), chosen)
+    return _Part(replace(spec, layers=(), pp=2, stage=0), chosen, file=spec.tp_rank)
 
 
-def _layers(spec: NetworkSpec, arrays: Makers) -> list[_Part]:
+def _layers(spec: NetworkSpec, arrays: Makers, file: int) -> list[_Part]:
     """Return each layer of a stage as the only one of a stage in the middle of three."""
     found: list[dict[str, Callable[[], Array]]] = [{} for _ in spec.layers]
     for name, make in arrays.items():
@@ -114,5 +126,6 @@ def _layers(spec: NetworkSpec, arrays: Makers) -> list[_Part]:
         if match:
             found[int(match[2])][f"{match[1]}0{match[3]}"] = make
     return [
-        _Part(replace(spec, layers=(layer,), pp=3, stage=1), own) for layer, own in zip(spec.layers, found, strict=True)
+        _Part(replace(spec, layers=(layer,), pp=3, stage=1), own, file, local)
+        for local, (layer, own) in enumerate(zip(spec.layers, found, strict=True))
     ]
