@@ -81,7 +81,8 @@ def show(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console) -> N
 
 
 def _check_certificate(checkpoint: Path, folder: Path | None) -> None:
-    read_manifest(checkpoint, "convert")
+    if not (checkpoint / "config.json").is_file():
+        read_manifest(checkpoint, "convert")  # says that convert comes first
     problem = "none was asked for"
     if folder is not None:
         try:

@@ -19,7 +19,7 @@ def check_degrees(mapping: Mapping[str, Any], parallel: ParallelSpec, checkpoint
     Raises:
         ArtifactError: they were cut for others.
     """
-    found = {"tp": mapping["tp_size"], "pp": mapping["pp_size"], "cp": mapping["cp_size"]}
+    found = {name: mapping.get(f"{name}_size", 1) for name in ("tp", "pp", "cp")}
     wanted = {"tp": parallel.tp, "pp": parallel.pp, "cp": parallel.cp}
     if found != wanted:
         raise ArtifactError(

@@ -12,6 +12,7 @@ from typing import Any
 from shardyard import __version__
 from shardyard.artifacts import Draft
 from shardyard.atomic import write_atomically
+from shardyard.builder.certificate import stamp_checkpoint
 from shardyard.builder.gpu_model import model_of_checkpoint, model_of_source
 from shardyard.builder.limits import FORMULA
 from shardyard.builder.source import read_json
@@ -25,7 +26,7 @@ from shardyard.builder.targets.trtllm_overrides import FlagInEffect, expected_ov
 from shardyard.builder.targets.trtllm_ranks import build_ranks
 from shardyard.console import Console
 from shardyard.errors import ArtifactError
-from shardyard.manifest import content_key, is_artifact, read_manifest
+from shardyard.manifest import FileStamp, content_key, is_artifact, read_manifest
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
 
@@ -45,14 +46,7 @@ def build_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console:
         ToolchainError: this machine or its tools are not those that the engine is for.
         RankError: a rank could not be built.
     """
-    manifest = read_manifest(checkpoint, "convert")
-    check_degrees(read_json(checkpoint / "config.json")["mapping"], pipeline.parallel, checkpoint)
-    if stale := stale_settings(pipeline, manifest):
-        raise ArtifactError(
-            f"{checkpoint} was converted with other settings",
-            why=f"changed since: {', '.join(stale)}",
-            fix="run shardyard convert again",
-        )
+    inputs = _rank_files(pipeline, checkpoint)
     request = make_request(pipeline, model_of_checkpoint(pipeline, checkpoint))
     _warn(request, console)
     settings = {"target": "tensorrt_llm", "flags": dict(request.flags), "gpu": request.machine.gpu.name}
@@ -63,7 +57,7 @@ def build_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console:
         "image": request.image,
         "sm": str(request.machine.gpu.sm),
     }
-    key = content_key(STAGE, manifest.outputs, settings, toolchain)
+    key = content_key(STAGE, inputs, settings, toolchain)
 
     def work(draft: Draft) -> None:
         here = check_machine(request, console)
@@ -77,7 +71,7 @@ def build_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console:
             shutil.move(folder.engine / name, draft.folder / name)
         write_atomically(draft.folder / REPORT, json.dumps(_report(request, here, flags), indent=1) + "\n")
 
-    return run_stage(STAGE, out, checkpoint, manifest.outputs, settings, toolchain, work, console)
+    return run_stage(STAGE, out, checkpoint, inputs, settings, toolchain, work, console)
 
 
 def show_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console) -> None:
@@ -95,6 +89,22 @@ def show_tensorrt_llm(pipeline: Pipeline, checkpoint: Path, out: Path, console: 
     folder = BuildFolder(_build_root(out))
     for line in _script(request, checkpoint.resolve(), folder):
         console.result(line)
+
+
+def _rank_files(pipeline: Pipeline, checkpoint: Path) -> dict[str, FileStamp]:
+    """Return the stamps of rank files, checked as far as their origin allows: another converter leaves no manifest."""
+    ours = is_artifact(checkpoint) or not (checkpoint / "config.json").is_file()
+    made = read_manifest(checkpoint, "convert") if ours else None
+    check_degrees(read_json(checkpoint / "config.json").get("mapping") or {}, pipeline.parallel, checkpoint)
+    if made is None:
+        return stamp_checkpoint(checkpoint)
+    if stale := stale_settings(pipeline, made):
+        raise ArtifactError(
+            f"{checkpoint} was converted with other settings",
+            why=f"changed since: {', '.join(stale)}",
+            fix="run shardyard convert again",
+        )
+    return made.outputs
 
 
 def _build_root(out: Path) -> Path:

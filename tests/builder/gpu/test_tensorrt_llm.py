@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -204,6 +205,22 @@ def test_other_rank_files_are_refused(
     source, checkpoint = converted(2)
     with pytest.raises(ArtifactError, match=message):
         build(gpu_pipeline(source, **more), checkpoint, tmp_path / "engine", QUIET, uncertified=True)
+
+
+def test_rank_files_of_another_converter(
+    fakes: Any, converted: Converted, gpu_pipeline: MakePipeline, tmp_path: Path
+) -> None:
+    source, checkpoint = converted(2)
+    folder = shutil.copytree(checkpoint, tmp_path / "theirs", ignore=shutil.ignore_patterns("manifest.json"))
+    result = build(gpu_pipeline(source, 2), folder, tmp_path / "engine", QUIET, uncertified=True)
+    assert set(result.manifest.inputs) == {"config.json", "rank0.safetensors", "rank1.safetensors"}
+
+
+def test_convert_comes_first(fakes: Any, gpu_pipeline: MakePipeline, tmp_path: Path) -> None:
+    for uncertified in (True, False):
+        with pytest.raises(ArtifactError, match="not a finished artifact") as error:
+            build(gpu_pipeline(tmp_path), tmp_path / "none", tmp_path / "engine", QUIET, uncertified=uncertified)
+        assert "shardyard convert" in error.value.fix
 
 
 def test_ctrl_c_ends_every_rank(run: Any, fakes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
