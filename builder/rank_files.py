@@ -62,8 +62,8 @@ def rank_file(file: int) -> str:
 
 
 def default_workers() -> int:
-    """Return how many stretches of the source are read at a time; each keeps about two cores busy."""
-    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // 2))
+    """Return how many stretches of the source are read at a time: each keeps two cores busy, or waits for the disk."""
+    return max(2, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // 2))
 
 
 def write_rank_files(

@@ -39,8 +39,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 #: Bytes of a weight: bfloat16.
 _ELEMENT = 2
-#: Largest file of a set, in bytes, as the hub's own sets have it.
+#: Largest file of a set, in bytes, as the hub's own sets have it; a small set has FILES of them too.
 SHARD_BYTES = 5_000_000_000
+FILES = 4
 _NOISE_BYTES = 64 << 20
 
 
@@ -54,11 +55,12 @@ def write_synthetic(folder: Path, raw: dict[str, Any], *, sparse: bool) -> None:
     """Write a checkpoint into ``folder``: config.json, the index, and the set of files that it names."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(raw, indent=1))
+    limit = min(SHARD_BYTES, checkpoint_bytes(raw)[0] // FILES)
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     size = 0
     for name, shape in _tensors(parse_config(raw, folder / "config.json")):
         nbytes = _ELEMENT * math.prod(shape)
-        if size and size + nbytes > SHARD_BYTES:
+        if size and size + nbytes > limit:
             shards.append({})
             size = 0
         shards[-1][name] = shape

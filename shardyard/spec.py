@@ -37,7 +37,9 @@ class _Section(BaseModel):
 class ModelSpec(_Section):
     """Where the weights and the tokenizer come from."""
 
-    checkpoint: Annotated[str, Field(min_length=1, description="folder with config.json and *.safetensors")]
+    checkpoint: Annotated[
+        str, Field(min_length=1, description="folder with config.json and *.safetensors, or hf://org/name@revision")
+    ]
     tokenizer: Annotated[str | None, Field(description="folder with tokenizer.json; default: the checkpoint's")] = None
 
 
