@@ -38,11 +38,8 @@ def pipeline(checkpoint: Path, **sections: Any) -> Pipeline:
 
 
 GRIDS: list[tuple[list[str], dict[str, Any]]] = [
-    (["--family", "llama"], {"tp": 1}),
-    (["--family", "llama"], {"tp": 2, "pp": 2}),
     (["--family", "llama", "--dtype", "bfloat16", "--shards", "2"], {"tp": 4}),
     (["--family", "qwen2"], {"tp": 2, "pp": 2, "use_parallel_embedding": True}),
-    (["--family", "qwen2"], {"tp": 2, "use_parallel_embedding": True, "embedding_sharding_dim": 1}),
     (["--family", "llama", "--set", "attention_bias=true", "--set", "tie_word_embeddings=true"], {"pp": 3}),
 ]
 
