@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from shardyard.builder.algebra import compare_bytes
 from shardyard.builder.convert import convert_checkpoint
 from shardyard.builder.parity import compare_layers
+from shardyard.builder.placing import Placed, Share, share_of
 from shardyard.builder.source import SourceCheckpoint, open_source
 from shardyard.console import Console
 from shardyard.spec import ParallelSpec
@@ -194,3 +196,40 @@ def test_numbers_name_the_layer(make_checkpoint: Make, tmp_path: Path, mutation:
     first = compare_layers(source, tmp_path, parallel).first_difference
     assert first is not None
     assert first.part == mutation.part
+
+
+def layers_on_the_last_stages(layers: int, pp: int) -> list[range]:
+    each, fewer = layers // pp, pp - layers % pp
+    starts = [stage * each + max(0, stage - fewer) for stage in range(pp + 1)]
+    return [range(start, stop) for start, stop in pairwise(starts)]
+
+
+def experts_of_the_slowest_ranks(placed: Placed, tp_rank: int, parallel: ParallelSpec) -> Share:
+    moe_ep_rank, moe_tp_rank = divmod(tp_rank, parallel.moe_tp)
+    return share_of(placed, moe_tp_rank * parallel.moe_ep + moe_ep_rank if placed.rule.experts else tp_rank, parallel)
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "options", "degrees", "fault"),
+    [
+        ("placing.stage_layers", layers_on_the_last_stages, LLAMA, {"pp": 2}, "transformer.layers.2."),
+        ("cutting.share_of", experts_of_the_slowest_ranks, MIXTRAL, EP, f"rank1.safetensors: {FC} differs"),
+    ],
+    ids=["layers", "experts"],
+)
+def test_a_slip_in_the_sharder_is_not_shared_by_the_check(
+    make_checkpoint: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    wrong: Callable[..., Any],
+    options: tuple[str, ...],
+    degrees: dict[str, Any],
+    fault: str,
+) -> None:
+    source, parallel = open_source(make_checkpoint(*options)), ParallelSpec(**degrees)
+    with monkeypatch.context() as patched:
+        patched.setattr(f"shardyard.builder.{place}", wrong)
+        convert_checkpoint(source.folder, tmp_path, parallel)
+    faults = compare_bytes(source, tmp_path, parallel, "none", Console(quiet=True)).faults
+    assert any(fault in found for found in faults), faults
