@@ -8,7 +8,9 @@ from pathlib import Path
 
 from shardyard.builder.cutting import CuttingPlan, count_bytes
 from shardyard.builder.dtypes import BY_NAME
+from shardyard.builder.following_digest import CHUNK_BYTES
 from shardyard.builder.rank_files import default_workers
+from shardyard.builder.safetensors_writer import COPY_BYTES
 from shardyard.builder.source import SourceCheckpoint
 from shardyard.builder.source_run import BLOCK_BYTES
 from shardyard.console import human_bytes
@@ -19,7 +21,7 @@ __all__ = ["Estimate", "estimate", "free_bytes"]
 #: Bytes read and written per second that the estimate of the time assumes: a plain NVMe disk.
 ASSUMED_RATE = 1e9
 #: Resident bytes of the interpreter with its libraries.
-BASE_BYTES = 70_000_000
+BASE_BYTES = 55_000_000
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class Estimate:
 def estimate(source: SourceCheckpoint, plan: CuttingPlan, out: Path) -> Estimate:
     """Estimate the conversion of ``source`` by ``plan`` into ``out``.
 
-    Each reader has a block, its cast and one cut of it; tensors that are transposed are held whole, one at a time, with
-    their cast and one rank's cut.
+    Each reader has a block, its cast, what it copies of that at a time, and two chunks that are read back to be hashed;
+    tensors that are transposed are held whole, one at a time, with their cast.
     """
     wanted = {name: source.entries[name] for name in plan.pieces}
     largest = max(wanted.values(), key=lambda entry: entry.nbytes)
@@ -77,14 +79,13 @@ def estimate(source: SourceCheckpoint, plan: CuttingPlan, out: Path) -> Estimate
         (wanted[name].nbytes for name, pieces in plan.pieces.items() if any(piece.transposed for piece in pieces)),
         default=0,
     )
-    # A block, its cast, a cut of that, and a chunk that is read back to be hashed.
-    blocks = default_workers() * int(BLOCK_BYTES * (2 + casts + growth))
+    blocks = default_workers() * int(BLOCK_BYTES * (1 + casts) + COPY_BYTES + 2 * CHUNK_BYTES)
     return Estimate(
         read=sum(entry.nbytes for entry in wanted.values()),
         written=sum(sum(count_bytes(shapes, plan.dtype, plan.dtypes).values()) for shapes in plan.files),
         largest=largest.name,
         largest_bytes=largest.nbytes,
-        memory=BASE_BYTES + blocks + int(whole * (1 + casts + growth)),
+        memory=BASE_BYTES + blocks + int(whole * (1 + casts)),
         free=free_bytes(out),
     )
 
