@@ -21,7 +21,7 @@ from shardyard.builder.source import SourceCheckpoint, open_source
 from shardyard.console import Console, human_bytes
 from shardyard.errors import ArtifactError, ParityError
 from shardyard.manifest import FileStamp, Manifest, is_artifact, read_manifest
-from shardyard.spec import Pipeline
+from shardyard.spec import ParallelSpec, Pipeline
 from shardyard.stage import StageResult, run_stage
 from shardyard.toolchain import cpu_model, describe
 
@@ -50,14 +50,7 @@ def verify(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console, *,
     stamps = stamp_checkpoint(checkpoint)
     key = checkpoint_key(checkpoint, stamps)
     originals = stamp_source(source, checkpoint, console)
-    settings = {
-        # A checkpoint that was made anew, from whatever, gets a certificate of its own.
-        "checkpoint": key,
-        "full": full,
-        "parallel": pipeline.parallel.model_dump(),
-        "prompts": {"lengths": list(LENGTHS), "new_tokens": NEW_TOKENS, "seed": SEED},
-        "max_relative": MAX_RELATIVE,
-    }
+    settings = _settings(pipeline.parallel, key, _hashes(originals), full)
 
     def work(draft: Draft) -> None:
         started = time.monotonic()
@@ -80,6 +73,21 @@ def verify(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console, *,
 
     toolchain = describe("numpy", "ml_dtypes", "mpi4py", "openvino")
     return run_stage("verify", out, checkpoint, stamps, settings, toolchain, work, console)
+
+
+def _settings(parallel: ParallelSpec, key: str, source: dict[str, str], full: bool) -> dict[str, Any]:
+    """Return what a certificate depends on besides the rank files.
+
+    The content key stands for what they were made from: made anew from anything else, they get one of their own.
+    """
+    return {
+        "checkpoint": key,
+        "source": source,
+        "full": full,
+        "parallel": parallel.model_dump(),
+        "prompts": {"lengths": list(LENGTHS), "new_tokens": NEW_TOKENS, "seed": SEED},
+        "max_relative": MAX_RELATIVE,
+    }
 
 
 def _hashes(stamps: dict[str, FileStamp]) -> dict[str, str]:

@@ -243,6 +243,10 @@ def test_rank_files_of_another_converter_are_verified(make_checkpoint: Make, tmp
     made = verify(unnamed, checkpoint, tmp_path / "certificate", QUIET)
     assert read_certificate(made.folder).parallel["tp"] == 2
     assert certifies(read_certificate(made.folder), checkpoint)
+    assert verify(unnamed, checkpoint, tmp_path / "certificate", QUIET).fresh
+    other = make_checkpoint("--family", "mistral", "--seed", "5")
+    with pytest.raises(ParityError, match="does not hold what"):
+        verify(pipeline(other), checkpoint, tmp_path / "certificate", QUIET)
     change(checkpoint / "rank1.safetensors", lambda tensors: tensors.update(rotary(inverse * 2, positions)))
     with pytest.raises(ParityError) as caught:
         verify(unnamed, checkpoint, tmp_path / "certificate", QUIET)
