@@ -79,7 +79,7 @@ def golden_text(root: Path) -> Callable[[str], dict[str, str]]:
     """Return prompt → greedy text of a family's tiny checkpoint, as Hugging Face transformers wrote it in float32."""
 
     def read(family: str) -> dict[str, str]:
-        golden = json.loads((root / "tests" / "golden" / f"{family}.json").read_text())
+        golden = json.loads((root / "tests" / "golden" / "logits" / f"{family}.json").read_text())
         return {case["prompt"]: case["text"] for case in golden["cases"]}
 
     return read

@@ -27,7 +27,7 @@ def test_up_gives_the_reference_text(
     golden = golden_text("llama")
     prompts = [part for prompt in golden for part in ("--prompt", prompt)]
     grid = ["--set", f"parallel.tp={tp}", "--set", f"parallel.pp={pp}"]
-    done = shardyard("up", "p.yaml", *grid, *prompts, "--no-perf", cwd=folder)
+    done = shardyard("up", "p.yaml", *grid, *prompts, "--max-tokens", "16", "--no-perf", cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     for prompt, text in golden.items():
         assert f"{prompt}│{text}" in done.stdout

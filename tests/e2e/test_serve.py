@@ -23,6 +23,8 @@ pytestmark = pytest.mark.e2e
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PROMPT = "Once upon a time"
+#: As many as the golden texts hold.
+NEW_TOKENS = 16
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +44,11 @@ def curl(url: str, body: dict[str, Any]) -> str:
 
 
 def ask(**more: Any) -> dict[str, Any]:
-    return {"text_input": PROMPT, "max_tokens": 32, **more}
+    return {"text_input": PROMPT, "max_tokens": NEW_TOKENS, **more}
 
 
 def test_infer(shardyard: Run, served: Any, text: str) -> None:
-    done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", "32", cwd=served.folder)
+    done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", str(NEW_TOKENS), cwd=served.folder)
     assert (done.returncode, done.stdout) == (0, text + "\n"), done.stderr
 
 
@@ -70,7 +72,7 @@ def test_bls_gives_the_same_text(served: Any, text: str) -> None:
 def _inputs(client: Any, stream: bool) -> list[Any]:
     tensors = {
         "text_input": np.array([[PROMPT.encode()]], dtype=np.object_),
-        "max_tokens": np.array([[32]], dtype=np.int32),
+        "max_tokens": np.array([[NEW_TOKENS]], dtype=np.int32),
         "stream": np.array([[stream]], dtype=np.bool_),
     }
     types = {"text_input": "BYTES", "max_tokens": "INT32", "stream": "BOOL"}
@@ -108,7 +110,7 @@ def test_plain_tritonclient_http(served: Any, text: str) -> None:
 
 def test_sampling_is_seeded(shardyard: Run, served: Any, text: str) -> None:
     def sample(seed: int) -> str:
-        args = ("--max-tokens", "32", "--temperature", "1.5", "--seed", str(seed))
+        args = ("--max-tokens", str(NEW_TOKENS), "--temperature", "1.5", "--seed", str(seed))
         return shardyard("infer", "p.yaml", PROMPT, *args, cwd=served.folder).stdout
 
     assert sample(1) == sample(1) != sample(2)
@@ -117,7 +119,7 @@ def test_sampling_is_seeded(shardyard: Run, served: Any, text: str) -> None:
 
 def test_stop_text_ends_the_answer(shardyard: Run, served: Any, text: str) -> None:
     stop = text[len(text) // 2 :][:3]
-    done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", "32", "--stop", stop, cwd=served.folder)
+    done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", str(NEW_TOKENS), "--stop", stop, cwd=served.folder)
     assert done.stdout == text[: text.index(stop)] + "\n"
 
 
