@@ -172,6 +172,6 @@ class _KillOnProgress(Console):
     def stage(self, name: str, text: str) -> None:
         """Kill it two seconds after the line about the load."""
         if "users" in text:
-            pid = next(p.pid for p in psutil.Process().children(recursive=True) if p.name() == "tritonserver")
+            pid = int((self.echo.server.supervisor.run.pids / "0").read_text())
             self.killer = threading.Timer(2.0, os.kill, (pid, signal.SIGKILL))
             self.killer.start()
