@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.builder.certificate import certifies, read_certificate
+from shardyard.builder.proof.certificate import certifies, read_certificate
 from shardyard.builder.targets.cpu_build import build_cpu
 from shardyard.builder.targets.tensorrt_llm import build_tensorrt_llm, show_tensorrt_llm
 from shardyard.builder.targets.tensorrt_llm_api import build_tensorrt_llm_api, show_tensorrt_llm_api

@@ -9,9 +9,9 @@ from pathlib import Path
 from shardyard.artifacts import Draft
 from shardyard.builder.estimate import estimate
 from shardyard.builder.quantization.rank_plan import RankPlan, make_rank_plan, pipeline_plan
-from shardyard.builder.rank_files import Around, keep, rank_file, write_rank_files
-from shardyard.builder.source import SourceCheckpoint, open_source
-from shardyard.builder.stamps import PENDING, known_inputs, stamp_source
+from shardyard.builder.sharder.rank_files import Around, keep, rank_file, write_rank_files
+from shardyard.builder.source.checkpoint import SourceCheckpoint, open_source
+from shardyard.builder.source.stamps import PENDING, known_inputs, stamp_source
 from shardyard.console import Console
 from shardyard.manifest import FileStamp
 from shardyard.spec import ParallelSpec, Pipeline

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardyard.builder.estimate import estimate
-from shardyard.builder.outline import open_headers
 from shardyard.builder.plan import plan_source
+from shardyard.builder.source.outline import open_headers
 from shardyard.console import Console
 from shardyard.spec import Pipeline
 

@@ -6,13 +6,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.builder.cutting import CuttingPlan, count_bytes
 from shardyard.builder.dtypes import BY_NAME
-from shardyard.builder.following_digest import CHUNK_BYTES
-from shardyard.builder.rank_files import default_workers
-from shardyard.builder.safetensors_writer import COPY_BYTES
-from shardyard.builder.source import SourceCheckpoint
-from shardyard.builder.source_run import BLOCK_BYTES
+from shardyard.builder.layout.cutting import CuttingPlan, count_bytes
+from shardyard.builder.sharder.following_digest import CHUNK_BYTES
+from shardyard.builder.sharder.rank_files import default_workers
+from shardyard.builder.sharder.safetensors_writer import COPY_BYTES
+from shardyard.builder.sharder.source_run import BLOCK_BYTES
+from shardyard.builder.source.checkpoint import SourceCheckpoint
 from shardyard.console import human_bytes
 from shardyard.errors import ArtifactError
 

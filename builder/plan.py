@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import psutil
 
-from shardyard.builder.cutting import CuttingPlan, count_bytes, make_cutting_plan
+from shardyard.builder.config.hf_config import HfConfig
 from shardyard.builder.dtypes import BY_NAME
-from shardyard.builder.hf_config import HfConfig
-from shardyard.builder.layout import kv_heads_per_rank, rank_index, stage_layers
-from shardyard.builder.outline import open_headers
+from shardyard.builder.layout.cutting import CuttingPlan, count_bytes, make_cutting_plan
+from shardyard.builder.layout.ranks import kv_heads_per_rank, rank_index, stage_layers
 from shardyard.builder.quantization.rank_plan import pipeline_plan
-from shardyard.builder.source import SourceCheckpoint
+from shardyard.builder.source.checkpoint import SourceCheckpoint
+from shardyard.builder.source.outline import open_headers
 from shardyard.console import human_bytes
 from shardyard.spec import EngineSpec, ParallelSpec, Pipeline
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.artifacts import Draft
-from shardyard.builder.algebra import ByteReport, compare_bytes
-from shardyard.builder.certificate import CERTIFICATE, Certificate, checkpoint_key, stamp_checkpoint
 from shardyard.builder.convert import stamp_source
-from shardyard.builder.foreign import read_degrees
-from shardyard.builder.layer_figures import MAX_RELATIVE
-from shardyard.builder.numbers import check_numbers
-from shardyard.builder.parity import LENGTHS, NEW_TOKENS, SEED
-from shardyard.builder.source import SourceCheckpoint, open_source
+from shardyard.builder.proof.algebra import ByteReport, compare_bytes
+from shardyard.builder.proof.certificate import CERTIFICATE, Certificate, checkpoint_key, stamp_checkpoint
+from shardyard.builder.proof.foreign import read_degrees
+from shardyard.builder.proof.layer_figures import MAX_RELATIVE
+from shardyard.builder.proof.numbers import check_numbers
+from shardyard.builder.proof.parity import LENGTHS, NEW_TOKENS, SEED
+from shardyard.builder.source.checkpoint import SourceCheckpoint, open_source
 from shardyard.console import Console, human_bytes
 from shardyard.errors import ArtifactError, ParityError
 from shardyard.manifest import FileStamp, Manifest, is_artifact, read_manifest

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shardyard.builder.certificate import read_certificate
 from shardyard.builder.convert import convert
 from shardyard.builder.dtypes import BY_NAME
-from shardyard.builder.source import open_source
+from shardyard.builder.proof.certificate import read_certificate
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.builder.verify import verify
 from shardyard.console import Console, human_bytes
 from shardyard.perf.synthetic_checkpoint import SHAPES, write_synthetic

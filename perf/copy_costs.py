@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from shardyard.builder.dtypes import BY_NAME, cast
-from shardyard.builder.source_run import BLOCK_BYTES
+from shardyard.builder.sharder.source_run import BLOCK_BYTES
 
 __all__ = ["copy_costs"]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.builder.hf_config import HfConfig, parse_config
-from shardyard.builder.placing import place_rules, source_shape
+from shardyard.builder.config.hf_config import HfConfig, parse_config
+from shardyard.builder.layout.placing import place_rules, source_shape
 
 __all__ = ["SHAPES", "checkpoint_bytes", "write_synthetic"]
 

@@ -9,11 +9,11 @@ from shardyard.builder.estimate import free_bytes
 from shardyard.builder.hub.address import HubAddress
 from shardyard.builder.hub.snapshot import Snapshot
 from shardyard.builder.hub.stream import HollowFiles
-from shardyard.builder.outline import outline
 from shardyard.builder.plan import plan_source
 from shardyard.builder.quantization.rank_plan import pipeline_plan
-from shardyard.builder.source import open_source, read_json
-from shardyard.builder.stamps import PENDING
+from shardyard.builder.source.checkpoint import open_source, read_json
+from shardyard.builder.source.outline import outline
+from shardyard.builder.source.stamps import PENDING
 from shardyard.console import Console, human_bytes
 from shardyard.errors import ArtifactError, CheckpointError
 from shardyard.manifest import FileStamp, read_manifest, stamp_files

@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from shardyard.builder.hub.address import HubAddress
-from shardyard.builder.source import INDEX, SINGLE
+from shardyard.builder.source.checkpoint import INDEX, SINGLE
 from shardyard.errors import CheckpointError
 
 __all__ = ["Digest", "HubFile", "Listing", "read_listing"]

@@ -16,7 +16,7 @@ from pathlib import Path
 from shardyard.builder.hub.download import fill_file, read_range
 from shardyard.builder.hub.listing import HubFile
 from shardyard.builder.hub.snapshot import Snapshot
-from shardyard.builder.safetensors_file import MAX_HEADER
+from shardyard.builder.source.safetensors_file import MAX_HEADER
 from shardyard.errors import CheckpointError
 
 __all__ = ["HollowFiles"]

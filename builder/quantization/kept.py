@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from shardyard.builder.cutting import CuttingPlan
 from shardyard.builder.dtypes import BY_NAME, Array
+from shardyard.builder.layout.cutting import CuttingPlan
 from shardyard.builder.quantization.linears import Linears
 from shardyard.builder.quantization.made import Made, TensorInfo
 from shardyard.builder.quantization.outputs import Target, quantized_targets

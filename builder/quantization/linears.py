@@ -17,7 +17,7 @@ from shardyard.builder.quantization.fp8 import E4M3, Fp8Weight
 from shardyard.builder.quantization.grouped import GroupedWeight
 from shardyard.builder.quantization.int_sources import COMPANIONS, int_shapes, read_int_weight
 from shardyard.builder.quantization.source_format import SourceFormat
-from shardyard.builder.safetensors_file import TensorEntry
+from shardyard.builder.source.safetensors_file import TensorEntry
 from shardyard.errors import CheckpointError
 
 __all__ = ["Linears", "find_linears"]

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shardyard.builder.cutting import CuttingPlan, Piece
 from shardyard.builder.dtypes import BY_NAME, Array
+from shardyard.builder.layout.cutting import CuttingPlan, Piece
 from shardyard.builder.quantization.fp8 import Fp8Weight, join_fp8, largest
 from shardyard.builder.quantization.grouped import GroupedWeight, join_rows
 from shardyard.builder.quantization.linears import Linears

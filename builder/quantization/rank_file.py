@@ -13,7 +13,7 @@ from shardyard.builder.dtypes import Array
 from shardyard.builder.quantization.fp8 import E4M3
 from shardyard.builder.quantization.grouped import GroupedWeight
 from shardyard.builder.quantization.tensorrt_layout import from_tensorrt
-from shardyard.builder.safetensors_file import SafetensorsFile, TensorEntry
+from shardyard.builder.source.safetensors_file import SafetensorsFile, TensorEntry
 
 __all__ = ["GROUPED_BITS", "LAYOUT_KEY", "RankFile", "kept_algo"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from shardyard.builder.cutting import CuttingPlan, make_cutting_plan
+from shardyard.builder.layout.cutting import CuttingPlan, make_cutting_plan
+from shardyard.builder.layout.unified_config import unified_config
 from shardyard.builder.quantization.kept import Kept, cache_scales, keep_quantized, with_made
 from shardyard.builder.quantization.rank_file import LAYOUT_KEY
 from shardyard.builder.quantization.tensorrt_layout import layout_of
-from shardyard.builder.source import SourceCheckpoint
-from shardyard.builder.unified_config import unified_config
+from shardyard.builder.source.checkpoint import SourceCheckpoint
 from shardyard.errors import CheckpointError
 from shardyard.machines import find_machine
 from shardyard.spec import ParallelSpec, Pipeline

@@ -13,7 +13,7 @@ from shardyard.builder.reference.facts import read_facts
 from shardyard.builder.reference.mlp import mlp
 from shardyard.builder.reference.norms import normalise
 from shardyard.builder.reference.weights import Weights
-from shardyard.builder.source import SourceCheckpoint, read_json
+from shardyard.builder.source.checkpoint import SourceCheckpoint, read_json
 
 __all__ = ["Reference"]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.reference.architecture import Architecture
-from shardyard.builder.source import SourceCheckpoint
+from shardyard.builder.source.checkpoint import SourceCheckpoint
 from shardyard.errors import CheckpointError
 
 __all__ = ["Weights"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shardyard.builder.layout import stage_layers
+from shardyard.builder.layout.ranks import stage_layers
 from shardyard.runtime.network import (
     Activation,
     AttentionSpec,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from shardyard.builder.gpu_model import cache_algo
-from shardyard.builder.limits import RESERVE
 from shardyard.builder.quantization.rank_file import GROUPED_BITS, LAYOUT_KEY
 from shardyard.builder.quantization.tensorrt_layout import GROUPS, layout_of
 from shardyard.builder.targets.architectures import KV_SUPPORT, WEIGHT_SUPPORT, blocked_plugins, why_not
+from shardyard.builder.targets.gpu_model import cache_algo
+from shardyard.builder.targets.limits import RESERVE
 from shardyard.console import human_bytes
 from shardyard.errors import PipelineError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from shardyard.builder.gpu_model import GpuModel
-from shardyard.builder.limits import Budget, budgets, tightest
+from shardyard.builder.targets.gpu_model import GpuModel
 from shardyard.builder.targets.gpu_networks import network_problem
 from shardyard.builder.targets.gpu_refusals import CHECKS
+from shardyard.builder.targets.limits import Budget, budgets, tightest
 from shardyard.builder.targets.trtllm_flags import Value, requested_flags
 from shardyard.errors import PipelineError
 from shardyard.machines import Machine, find_machine

@@ -12,14 +12,14 @@ from typing import Any
 from shardyard import __version__
 from shardyard.artifacts import Draft
 from shardyard.atomic import write_atomically
-from shardyard.builder.certificate import stamp_checkpoint
-from shardyard.builder.gpu_model import model_of_checkpoint, model_of_source
-from shardyard.builder.limits import FORMULA
-from shardyard.builder.source import read_json
+from shardyard.builder.proof.certificate import stamp_checkpoint
+from shardyard.builder.source.checkpoint import read_json
 from shardyard.builder.targets.containers import RUNNERS
 from shardyard.builder.targets.converted import check_degrees, stale_settings
 from shardyard.builder.targets.gpu_here import check_machine, find_programs
+from shardyard.builder.targets.gpu_model import model_of_checkpoint, model_of_source
 from shardyard.builder.targets.gpu_request import GpuRequest, make_request
+from shardyard.builder.targets.limits import FORMULA
 from shardyard.builder.targets.trtllm_commands import BuildFolder, printed, world_command
 from shardyard.builder.targets.trtllm_engine import COLUMNS, check_engine
 from shardyard.builder.targets.trtllm_overrides import FlagInEffect, expected_overrides

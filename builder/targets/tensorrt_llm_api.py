@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from shardyard.artifacts import Draft
-from shardyard.builder.gpu_model import model_of_source
-from shardyard.builder.source import open_source
+from shardyard.builder.source.checkpoint import open_source
+from shardyard.builder.targets.gpu_model import model_of_source
 from shardyard.builder.targets.gpu_request import GpuRequest, make_request
 from shardyard.console import Console
 from shardyard.errors import PipelineError

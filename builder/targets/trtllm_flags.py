@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shardyard.builder.gpu_model import GpuModel
+from shardyard.builder.targets.gpu_model import GpuModel
 from shardyard.errors import PipelineError
 from shardyard.spec import Pipeline
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shardyard.builder.gpu_model import GpuModel
+from shardyard.builder.targets.gpu_model import GpuModel
 from shardyard.builder.targets.trtllm_flags import FLAGS, FP8_WEIGHTS, Value
 
 __all__ = ["FlagInEffect", "expected_overrides", "flags_in_effect"]

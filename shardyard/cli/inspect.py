@@ -39,9 +39,9 @@ def plan(args: argparse.Namespace) -> None:
 
 def _plan_gpu(context: Context) -> None:
     """Show what fits into the GPUs that the pipeline file names."""
-    from shardyard.builder.gpu_model import model_of_source
-    from shardyard.builder.limits import FORMULA
+    from shardyard.builder.targets.gpu_model import model_of_source
     from shardyard.builder.targets.gpu_request import make_request
+    from shardyard.builder.targets.limits import FORMULA
 
     request = make_request(context.pipeline, model_of_source(context.pipeline))
     budget = request.tightest

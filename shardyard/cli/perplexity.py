@@ -16,7 +16,7 @@ def perplexity(args: argparse.Namespace) -> None:
     Raises:
         UsageError: the file cannot be read or is too short.
     """
-    from shardyard.builder.perplexity import measure_perplexity
+    from shardyard.builder.proof.perplexity import measure_perplexity
     from shardyard.model_repo.models.tokenizer import Tokenizer
 
     context = Context.of(args)

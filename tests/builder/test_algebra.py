@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from shardyard.builder import algebra
-from shardyard.builder.algebra import compare_bytes
 from shardyard.builder.convert import convert_checkpoint
-from shardyard.builder.source import open_source
+from shardyard.builder.proof import algebra
+from shardyard.builder.proof.algebra import compare_bytes
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.console import Console
 from shardyard.spec import ParallelSpec
 

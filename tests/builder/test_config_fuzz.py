@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shardyard.builder.cutting import make_cutting_plan
-from shardyard.builder.source import open_source
+from shardyard.builder.layout.cutting import make_cutting_plan
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.errors import CheckpointError
 from shardyard.spec import ParallelSpec
 

@@ -14,8 +14,8 @@ import pytest
 
 from shardyard.builder.convert import convert
 from shardyard.builder.dry_run import dry_run
-from shardyard.builder.outline import open_headers
 from shardyard.builder.plan import plan
+from shardyard.builder.source.outline import open_headers
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, CheckpointError
 from shardyard.perf.synthetic_checkpoint import SHAPES

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from shardyard.builder.algebra import compare_bytes
+from shardyard.builder.config.hf_config import HfConfig, parse_config
 from shardyard.builder.convert import convert_checkpoint
 from shardyard.builder.families import FAMILIES
 from shardyard.builder.families.rules import Cut, Part
-from shardyard.builder.hf_config import HfConfig, parse_config
-from shardyard.builder.placing import Placed, place_rules, source_shape
-from shardyard.builder.source import open_source
+from shardyard.builder.layout.placing import Placed, place_rules, source_shape
+from shardyard.builder.proof.algebra import compare_bytes
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.console import Console
 from shardyard.spec import ParallelSpec
 

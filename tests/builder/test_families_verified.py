@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from shardyard.builder.algebra import compare_bytes
 from shardyard.builder.convert import convert_checkpoint
 from shardyard.builder.families import FAMILIES
-from shardyard.builder.parity import compare_layers
-from shardyard.builder.source import open_source
+from shardyard.builder.proof.algebra import compare_bytes
+from shardyard.builder.proof.parity import compare_layers
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.console import Console
 from shardyard.spec import ParallelSpec
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from shardyard.builder.config.hf_config import parse_config
 from shardyard.builder.convert import convert_checkpoint
-from shardyard.builder.hf_config import parse_config
-from shardyard.builder.layout import check_degrees
-from shardyard.builder.placing import place_rules, source_shape
-from shardyard.builder.unified_config import unified_config
+from shardyard.builder.layout.placing import place_rules, source_shape
+from shardyard.builder.layout.ranks import check_degrees
+from shardyard.builder.layout.unified_config import unified_config
 from shardyard.errors import CheckpointError
 from shardyard.spec import ParallelSpec
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardyard.builder.layout import file_count, pad, rank_index, stage_layers
+from shardyard.builder.layout.ranks import file_count, pad, rank_index, stage_layers
 from shardyard.spec import ParallelSpec
 
 degrees = st.integers(1, 6)

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from shardyard.builder.algebra import compare_bytes
 from shardyard.builder.convert import convert_checkpoint
-from shardyard.builder.parity import compare_layers
-from shardyard.builder.placing import Placed, Share, share_of
-from shardyard.builder.source import SourceCheckpoint, open_source
+from shardyard.builder.layout.placing import Placed, Share, share_of
+from shardyard.builder.proof.algebra import compare_bytes
+from shardyard.builder.proof.parity import compare_layers
+from shardyard.builder.source.checkpoint import SourceCheckpoint, open_source
 from shardyard.console import Console
 from shardyard.spec import ParallelSpec
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from shardyard.builder.convert import convert_checkpoint
 from shardyard.builder.plan import plan
-from shardyard.builder.safetensors_file import SafetensorsFile
+from shardyard.builder.source.safetensors_file import SafetensorsFile
 from shardyard.errors import CheckpointError
 from shardyard.pipeline_file import parse_pipeline
 from shardyard.spec import ParallelSpec

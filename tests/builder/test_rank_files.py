@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from shardyard.builder import following_digest, rank_files, safetensors_writer, source_run
 from shardyard.builder.convert import convert
-from shardyard.builder.cutting import make_cutting_plan
-from shardyard.builder.rank_files import WrittenFiles, write_rank_files
-from shardyard.builder.source import open_source
+from shardyard.builder.layout.cutting import make_cutting_plan
+from shardyard.builder.sharder import following_digest, rank_files, safetensors_writer, source_run
+from shardyard.builder.sharder.rank_files import WrittenFiles, write_rank_files
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, CheckpointError
 from shardyard.manifest import MANIFEST

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from shardyard.builder.algebra import compare_bytes
 from shardyard.builder.convert import convert_checkpoint
-from shardyard.builder.source import open_source
+from shardyard.builder.proof.algebra import compare_bytes
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.console import Console
 from shardyard.spec import ParallelSpec
 

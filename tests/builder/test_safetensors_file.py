@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from shardyard.builder.safetensors_file import SafetensorsFile
-from shardyard.builder.safetensors_writer import SafetensorsWriter
+from shardyard.builder.sharder.safetensors_writer import SafetensorsWriter
+from shardyard.builder.source.safetensors_file import SafetensorsFile
 from shardyard.errors import CheckpointError
 
 

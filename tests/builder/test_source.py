@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardyard.builder.cutting import make_cutting_plan
-from shardyard.builder.source import open_source
+from shardyard.builder.layout.cutting import make_cutting_plan
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.errors import CheckpointError
 from shardyard.spec import ParallelSpec
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from shardyard.builder.certificate import certifies, read_certificate
 from shardyard.builder.convert import convert, convert_checkpoint, write_rank_files
-from shardyard.builder.cutting import make_cutting_plan
 from shardyard.builder.families.llama import LLAMA
-from shardyard.builder.numbers import check_numbers
-from shardyard.builder.source import SourceCheckpoint, open_source
+from shardyard.builder.layout.cutting import make_cutting_plan
+from shardyard.builder.proof.certificate import certifies, read_certificate
+from shardyard.builder.proof.numbers import check_numbers
+from shardyard.builder.source.checkpoint import SourceCheckpoint, open_source
 from shardyard.builder.verify import check_bytes, verify
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, ParityError
@@ -202,7 +202,7 @@ def test_too_little_memory_for_all_ranks_still_verifies_every_layer(
 ) -> None:
     asked, source, checkpoint = copied
     memory = type("Memory", (), {"available": 1_000_000})
-    monkeypatch.setattr("shardyard.builder.parity.psutil.virtual_memory", lambda: memory)
+    monkeypatch.setattr("shardyard.builder.proof.parity.psutil.virtual_memory", lambda: memory)
     made = verify(asked, checkpoint, tmp_path / "certificate", QUIET)
     numbers = read_certificate(made.folder).numbers
     assert "1.00 MB are available" in numbers["not_generated"]
@@ -270,7 +270,7 @@ def test_only_samples_of_a_large_tensor_are_compared_unless_all_are_asked_for(
     copied: tuple[Pipeline, SourceCheckpoint, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, source, checkpoint = copied
-    monkeypatch.setattr("shardyard.builder.algebra.BLOCK_BYTES", 4096)
+    monkeypatch.setattr("shardyard.builder.proof.algebra.BLOCK_BYTES", 4096)
     sampled = check_bytes(asked, source, checkpoint, QUIET, full=False)
     whole = check_bytes(asked, source, checkpoint, QUIET)
     assert whole.compared_bytes == whole.rank_bytes == sampled.rank_bytes

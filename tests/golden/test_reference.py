@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from shardyard.builder.families import FAMILIES
 from shardyard.builder.reference import Reference
 from shardyard.builder.reference.families import FAMILIES as COMPUTED
-from shardyard.builder.source import open_source
+from shardyard.builder.source.checkpoint import open_source
 
 #: float32 sums in another order.
 TOLERANCE = 1e-5

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardyard.builder.hf_config import parse_config
+from shardyard.builder.config.hf_config import parse_config
 from shardyard.builder.reference import Reference
 from shardyard.builder.reference.activations import ACTIVATIONS
 from shardyard.builder.reference.facts import read_facts
-from shardyard.builder.source import open_source
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.errors import CheckpointError
 
 PART = "partial_rotary_factor"

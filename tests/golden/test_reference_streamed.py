@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from shardyard.builder.reference import Reference, weights
-from shardyard.builder.source import SourceCheckpoint, open_source
+from shardyard.builder.source.checkpoint import SourceCheckpoint, open_source
 from shardyard.errors import CheckpointError
 
 PROMPTS = [[9, 8, 7], [300, 200, 100, 400, 500, 6]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.builder.source import open_source
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.perf import bench_convert
 from shardyard.perf.synthetic_checkpoint import SHAPES, checkpoint_bytes, write_synthetic
 

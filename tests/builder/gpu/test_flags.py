@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from shardyard.builder.gpu_model import GpuModel
+from shardyard.builder.targets.gpu_model import GpuModel
 from shardyard.builder.targets.trtllm_flags import FLAGS, arguments, requested_flags
 from shardyard.builder.targets.trtllm_overrides import expected_overrides, flags_in_effect
 from shardyard.errors import PipelineError

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shardyard.builder.gpu_model import model_of_checkpoint, model_of_source
-from shardyard.builder.limits import RESERVE, budgets
 from shardyard.builder.quantization.rank_file import LAYOUT_KEY
 from shardyard.builder.targets.architectures import KV_SUPPORT, WEIGHT_SUPPORT, why_not
+from shardyard.builder.targets.gpu_model import model_of_checkpoint, model_of_source
 from shardyard.builder.targets.gpu_request import make_request
+from shardyard.builder.targets.limits import RESERVE, budgets
 from shardyard.errors import PipelineError
 from shardyard.machines import GPUS, INSTANCES, find_machine
 from shardyard.spec import Pipeline

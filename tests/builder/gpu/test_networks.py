@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from shardyard.builder.gpu_model import model_of_source
+from shardyard.builder.targets.gpu_model import model_of_source
 from shardyard.builder.targets.gpu_request import make_request
 from shardyard.errors import PipelineError
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from shardyard.builder.build import build
-from shardyard.builder.certificate import CERTIFICATE, Certificate, checkpoint_key, stamp_checkpoint
+from shardyard.builder.proof.certificate import CERTIFICATE, Certificate, checkpoint_key, stamp_checkpoint
 from shardyard.builder.targets.tensorrt_llm import REPORT
 from shardyard.builder.targets.trtllm_ranks import build_ranks
 from shardyard.console import Console

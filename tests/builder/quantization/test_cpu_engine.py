@@ -13,7 +13,7 @@ import pytest
 from shardyard.builder.build import build
 from shardyard.builder.convert import convert
 from shardyard.builder.reference import Reference
-from shardyard.builder.source import open_source
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.builder.targets.cpu import rank_arrays
 from shardyard.console import Console
 from shardyard.runtime.engine_file import open_engine

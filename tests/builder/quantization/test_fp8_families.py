@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from shardyard.builder.algebra import compare_bytes
 from shardyard.builder.convert import convert_checkpoint
+from shardyard.builder.proof.algebra import compare_bytes
 from shardyard.builder.quantization.rank_file import RankFile
 from shardyard.builder.quantization.rank_plan import make_rank_plan
 from shardyard.builder.reference import Reference
-from shardyard.builder.source import open_source
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.builder.targets.cpu import rank_arrays
 from shardyard.console import Console
 from shardyard.runtime.rank import RankModel, RankSettings

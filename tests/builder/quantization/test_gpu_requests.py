@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from shardyard.builder.convert import convert
-from shardyard.builder.gpu_model import model_of_source
 from shardyard.builder.quantization.rank_file import RankFile
+from shardyard.builder.targets.gpu_model import model_of_source
 from shardyard.builder.targets.gpu_request import make_request
 from shardyard.console import Console
 from shardyard.errors import CheckpointError, PipelineError

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardyard.builder.convert import convert
-from shardyard.builder.perplexity import measure_perplexity, split_windows
+from shardyard.builder.proof.perplexity import measure_perplexity, split_windows
 from shardyard.builder.reference import Reference
-from shardyard.builder.source import open_source
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.cli.parser import build_parser
 from shardyard.console import Console
 from shardyard.errors import UsageError

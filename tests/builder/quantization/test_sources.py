@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardyard.builder.source import open_source
-from shardyard.builder.source_check import check_tensors
+from shardyard.builder.source.check import check_tensors
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.errors import CheckpointError
 
 KINDS = ["gptq", "gptq_g32", "gptq_v2", "gptq_int8", "awq", "fp8", "fp8_fused", "fp8_channel"]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from shardyard.builder.algebra import compare_bytes
 from shardyard.builder.convert import convert, convert_checkpoint
+from shardyard.builder.proof.algebra import compare_bytes
 from shardyard.builder.quantization.rank_file import RankFile
-from shardyard.builder.source import open_source
+from shardyard.builder.source.checkpoint import open_source
 from shardyard.builder.verify import verify
 from shardyard.console import Console
 from shardyard.spec import ParallelSpec, Pipeline

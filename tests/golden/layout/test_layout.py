@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from shardyard.builder.convert import convert_checkpoint
-from shardyard.builder.safetensors_file import SafetensorsFile
+from shardyard.builder.source.safetensors_file import SafetensorsFile
 from shardyard.spec import ParallelSpec
 
 CASES = sorted((Path(__file__).parent / "cases").glob("*.json"))

@@ -1,0 +1,1 @@
+"""Which rank holds what: TensorRT-LLM's unified layout, from headers and tables alone."""

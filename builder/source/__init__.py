@@ -1,0 +1,1 @@
+"""The source: a Hugging Face checkpoint on disk, read strictly and never changed."""
