@@ -212,8 +212,8 @@ def experts_of_the_slowest_ranks(placed: Placed, tp_rank: int, parallel: Paralle
 @pytest.mark.parametrize(
     ("place", "wrong", "options", "degrees", "fault"),
     [
-        ("placing.stage_layers", layers_on_the_last_stages, LLAMA, {"pp": 2}, "transformer.layers.2."),
-        ("cutting.share_of", experts_of_the_slowest_ranks, MIXTRAL, EP, f"rank1.safetensors: {FC} differs"),
+        ("layout.placing.stage_layers", layers_on_the_last_stages, LLAMA, {"pp": 2}, "transformer.layers.2."),
+        ("layout.cutting.share_of", experts_of_the_slowest_ranks, MIXTRAL, EP, f"rank1.safetensors: {FC} differs"),
     ],
     ids=["layers", "experts"],
 )
