@@ -117,7 +117,10 @@ def _step(chosen: list[tuple[Sequence, int]], allocator: BlockAllocator) -> Step
                 full.append(len(rows))
             samples.append(len(tokens) - 1)
             rows.append(sequence)
-    lists = (tokens, past, begins, blocks, block_begins, samples, full)
+    adapters = [sequence.adapter for sequence, _ in chosen]
+    if max(adapters) < 0:
+        adapters = []
+    lists = (tokens, past, begins, blocks, block_begins, samples, full, adapters)
     return Step(StepPlan(*(_ints(values) for values in lists)), rows)
 
 

@@ -16,7 +16,8 @@ OnOutput = Callable[[Output], None]
 class Sequence:
     """``tokens``: prompt and answer so far; ``past`` of them are in the cache or on their way into it.
 
-    ``served`` is the number of the step that last took tokens of it.
+    ``served`` is the number of the step that last took tokens of it. ``adapter``: where its adapter lies on every rank;
+    -1: it has none.
     """
 
     id: int
@@ -26,6 +27,7 @@ class Sequence:
     past: int = 0
     served: int = -1
     blocks: list[int] = field(default_factory=list)
+    adapter: int = -1
 
     @property
     def pending(self) -> int:

@@ -7,8 +7,8 @@ A step runs any mix of prefill chunks and single decode tokens. Its tokens lie o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import accumulate
+from dataclasses import dataclass, field, fields
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ Ints = NDArray[np.int32]
 STOP: Ints = np.zeros(1, np.int32)
 
 
+def _none() -> Ints:
+    return np.zeros(0, np.int32)
+
+
 @dataclass(frozen=True)
 class StepPlan:
     """One step. All arrays are int32.
@@ -28,7 +32,8 @@ class StepPlan:
     ``tokens`` [tokens]; per sequence: ``past`` [sequences], tokens already in the cache, ``begins`` [sequences + 1]
     into tokens, ``block_begins`` [sequences + 1] into ``blocks``, its blocks of the cache in order. ``samples`` [rows]:
     indices into tokens whose logits are wanted. ``full`` : indices into rows of which the leader needs every logit, not
-    only the largest.
+    only the largest. ``adapters`` [sequences]: the place of each sequence's adapter, -1 for none; empty where none has
+    one.
     """
 
     tokens: Ints
@@ -38,6 +43,7 @@ class StepPlan:
     block_begins: Ints
     samples: Ints
     full: Ints
+    adapters: Ints = field(default_factory=_none)
 
     @property
     def positions(self) -> Ints:
@@ -52,19 +58,16 @@ class StepPlan:
         return int((self.past + np.diff(self.begins)).max())
 
     def encode(self) -> Ints:
-        """Return the step as one message: five counts, then the arrays."""
-        counts = [len(x) for x in (self.tokens, self.past, self.blocks, self.samples, self.full)]
-        head = np.array(counts, np.int32)
-        parts = (self.tokens, self.past, self.begins, self.blocks, self.block_begins, self.samples, self.full)
-        return np.concatenate([head, *parts])
+        """Return the step as one message: the arrays' lengths, then the arrays."""
+        arrays = [getattr(self, each.name) for each in fields(self)]
+        return np.concatenate([np.array([len(array) for array in arrays], np.int32), *arrays])
 
     @classmethod
     def decode(cls, message: Ints) -> StepPlan:
         """Read a message that ``encode`` wrote; the arrays are views of it."""
-        tokens, sequences, blocks, samples, full = (int(x) for x in message[:5])
-        sizes = (tokens, sequences, sequences + 1, blocks, sequences + 1, samples, full)
-        ends = list(accumulate(sizes, initial=5))
-        return cls(*(message[start : start + size] for start, size in zip(ends, sizes, strict=False)))
+        count = len(fields(cls))
+        ends = list(accumulate((int(length) for length in message[:count]), initial=count))
+        return cls(*(message[start:end] for start, end in pairwise(ends)))
 
 
 def single_prompt(tokens: Sequence[int], block_tokens: int) -> StepPlan:
