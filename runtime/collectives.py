@@ -14,7 +14,7 @@ import numpy as np
 import openvino as ov
 from openvino.utils.node_factory import NodeFactory
 
-from shardyard.runtime.native import native_library
+from shardyard.runtime.native.library import native_library
 from shardyard.runtime.waiting import wait_until
 from shardyard.runtime.window import share_memory
 

@@ -18,7 +18,7 @@ import pytest
 from openvino.utils.node_factory import NodeFactory
 
 from shardyard.errors import LaunchError, ToolchainError
-from shardyard.runtime.native import native_library
+from shardyard.runtime.native.library import native_library
 from shardyard.runtime.window import share_memory
 
 SLOT = 256

@@ -1,7 +1,7 @@
-"""Compiles the all-reduce operation on first use and keeps it in a cache folder.
+"""Compiles the C++ sources of this folder into one library on first use and keeps it in a cache folder.
 
-The file's name holds a hash of all that it depends on (source, OpenVINO, compiler, flags, CPU features), so a stale one
-is never found, and machines that share a home folder do not get each other's.
+The file's name holds a hash of all that it depends on (sources, OpenVINO, compiler, flags, CPU features), so a stale
+one is never found, and machines that share a home folder do not get each other's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["NO_COMPILER", "cache_folder", "native_library"]
 
 #: Set to 1, this variable makes the engine do without a compiler: the all-reduce runs in Python over MPI.
 NO_COMPILER = "SHARDYARD_NO_COMPILER"
-SOURCE = Path(__file__).parent / "allreduce.cpp"
+SOURCES = Path(__file__).parent
 _FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra")
 
 
@@ -36,7 +36,7 @@ def cache_folder() -> Path:
 
 
 def native_library() -> Path | None:
-    """Return the compiled all-reduce, compiling it if needed; None where there is no C++ compiler.
+    """Return the compiled library, compiling it if needed; None where there is no C++ compiler.
 
     Raises:
         ToolchainError: there is a compiler and it failed.
@@ -45,7 +45,7 @@ def native_library() -> Path | None:
     if compiler is None or os.environ.get(NO_COMPILER) == "1":
         return None
     folder = _writable(cache_folder())
-    target = folder / f"allreduce-{_key(compiler)}.so"
+    target = folder / f"native-{_key(compiler)}.so"
     with (folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # Ranks of one host start together: one compiles, the others find it done.
         if not target.is_file():
@@ -64,7 +64,7 @@ def _writable(folder: Path) -> Path:
             continue
     raise ToolchainError(
         f"{folder} cannot be written",
-        why="the compiled all-reduce is kept there",
+        why="the compiled operations are kept there",
         fix=f"set SHARDYARD_CACHE to a folder that can be written, or {NO_COMPILER}=1 to do without",
     )
 
@@ -72,21 +72,23 @@ def _writable(folder: Path) -> Path:
 def _key(compiler: str) -> str:
     version = subprocess.run([compiler, "-dumpfullversion"], capture_output=True, text=True).stdout.strip()
     parts = [package_version("openvino") or "", compiler, version, *_FLAGS, *cpu_features()]
-    return hashlib.sha256(SOURCE.read_bytes() + "\0".join(parts).encode()).hexdigest()[:16]
+    content = b"".join(path.read_bytes() for path in sorted(SOURCES.glob("*.?pp")))
+    return hashlib.sha256(content + "\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _compile(compiler: str, target: Path) -> None:
     root = Path(ov.__file__).parent
     library = next((root / "libs").glob("libopenvino.so.*"))
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    command = [compiler, *_FLAGS, str(SOURCE), "-o", str(temporary), f"-I{root / 'include'}", str(library)]
+    sources = map(str, sorted(SOURCES.glob("*.cpp")))
+    command = [compiler, *_FLAGS, *sources, "-o", str(temporary), f"-I{root / 'include'}", str(library)]
     try:
         done = subprocess.run(
             [*command, f"-Wl,-rpath,{library.parent}"], capture_output=True, text=True, errors="replace", timeout=300
         )
         if done.returncode:
             raise ToolchainError(
-                "the all-reduce operation could not be compiled",
+                "the engine's operations could not be compiled",
                 why="\n".join(done.stderr.strip().splitlines()[:5]),
                 fix=f"mend the compiler ({compiler}), or set {NO_COMPILER}=1 to do without it (slower)",
             )

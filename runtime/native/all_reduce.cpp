@@ -29,9 +29,10 @@
 #include <string>
 #include <vector>
 
-#include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
+
+#include "extension.hpp"
 
 namespace {
 
@@ -214,6 +215,8 @@ private:
 
 }  // namespace
 
+ov::Extension::Ptr shardyard::all_reduce_extension() { return std::make_shared<ov::OpExtension<AllReduce>>(); }
+
 extern "C" {
 
 std::size_t shardyard_window_bytes(int size, std::size_t slot_bytes) { return sizeof(Window) + 2 * size * slot_bytes; }
@@ -228,5 +231,3 @@ void shardyard_join(int group, void* memory, int rank, int size, std::size_t slo
 
 void shardyard_abort(int group) { groups[group].abort(); }
 }
-
-OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({std::make_shared<ov::OpExtension<AllReduce>>()}));

@@ -1,0 +1,10 @@
+// The operations that this library adds to the OpenVINO CPU plugin, each from the file of its name.
+#pragma once
+
+#include <openvino/core/extension.hpp>
+
+namespace shardyard {
+
+ov::Extension::Ptr all_reduce_extension();
+
+}  // namespace shardyard
