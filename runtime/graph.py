@@ -14,7 +14,9 @@ import openvino as ov
 import openvino.opset16 as op
 from numpy.typing import NDArray
 
+from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.attention import PagedInputs
+from shardyard.runtime.layers.adapters import Adapters
 from shardyard.runtime.layers.attention_block import AttentionBlock
 from shardyard.runtime.layers.block import Block
 from shardyard.runtime.layers.constants import integer
@@ -30,15 +32,21 @@ from shardyard.runtime.weights import Weights
 __all__ = ["AllReduceNode", "build_graph"]
 
 
-def build_graph(spec: NetworkSpec, arrays: Mapping[str, NDArray[Any]], all_reduce: AllReduceNode | None) -> Any:
+def build_graph(
+    spec: NetworkSpec,
+    arrays: Mapping[str, NDArray[Any]],
+    all_reduce: AllReduceNode | None,
+    pool: AdapterPool | None = None,
+) -> Any:
     """Return the rank's ``ov.Model``.
 
     Inputs, int32: ``input_ids`` [tokens] on the first stage, else ``hidden`` float32 [tokens, hidden];
     ``position_ids`` [tokens]; paged attention's five; on the last stage ``sample_idx`` [rows], the tokens whose logits
     are wanted. Output: ``logits`` float32 [rows, vocab_valid] on the last stage, else ``hidden_out``.
     ``all_reduce`` may be None when ``spec.tp`` is 1. The arrays must stay alive until the first inference has ended.
+    With a ``pool`` the network adds its adapters to the products, and has their inputs.
     """
-    return _Graph(spec, Weights(arrays), all_reduce or _identity).model()
+    return _Graph(spec, Weights(arrays), all_reduce or _identity, Adapters(pool) if pool else None).model()
 
 
 def _identity(x: Any) -> Any:
@@ -46,8 +54,10 @@ def _identity(x: Any) -> Any:
 
 
 class _Graph:
-    def __init__(self, spec: NetworkSpec, weights: Weights, all_reduce: AllReduceNode) -> None:
-        self.spec, self.weights, self.all_reduce = spec, weights, all_reduce
+    def __init__(
+        self, spec: NetworkSpec, weights: Weights, all_reduce: AllReduceNode, adapters: Adapters | None
+    ) -> None:
+        self.spec, self.weights, self.all_reduce, self.adapters = spec, weights, all_reduce, adapters
         self.norms = Norms(spec.norm, spec.norm_epsilon, weights)
         self.parameters: list[Any] = []
 
@@ -61,12 +71,12 @@ class _Graph:
             x = Embedding(spec, self.weights, self.all_reduce)(self._input("input_ids", [-1]), positions)
         else:
             x = self._input("hidden", [-1, spec.hidden], ov.Type.f32)
-        linear = Linear(self.weights, self.all_reduce)
+        linear = Linear(self.weights, self.all_reduce, self.adapters)
         attention = AttentionBlock(spec.attention, linear, self.norms, paged, rotation)
         block = Block(spec, linear, self.norms, attention)
         for layer in range(len(spec.layers)):
             x = block(x, layer)
-        self.parameters += attention.parameters
+        self.parameters += attention.parameters + (self.adapters.parameters if self.adapters else [])
         name = "hidden_out"
         if spec.last:
             x, name = self._head(op.gather(x, self._input("sample_idx", [-1]), integer(0))), "logits"

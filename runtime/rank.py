@@ -27,6 +27,7 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from shardyard.errors import ToolchainError
+from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.collectives import AllReduce, join_all_reduce
 from shardyard.runtime.graph import build_graph
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
@@ -61,7 +62,8 @@ class RankSettings:
 class RankModel:
     """One rank, ready to run steps. ``arrays`` are kept for as long as the model lives.
 
-    ``all_reduce`` is the tensor-parallel group, where it was joined before; else the model joins it.
+    ``all_reduce`` is the tensor-parallel group, where it was joined before; else the model joins it. ``adapters``:
+    where they lie; steps without any run another network, which they cost nothing.
 
     Raises:
         ToolchainError: OpenVINO cannot compile this network for this CPU, or there is no memory for the cache.
@@ -74,19 +76,30 @@ class RankModel:
         world: World,
         settings: RankSettings,
         all_reduce: AllReduce | None = None,
+        adapters: AdapterPool | None = None,
     ) -> None:
         self.spec, self.world, self.settings = spec, world, settings
         self.hidden: NDArray[np.float32] | None = None
         self.all_reduce = all_reduce or (join_all_reduce(world.tp_comm) if spec.tp > 1 else None)
-        self.arrays = arrays
+        self.arrays, self.adapters = arrays, adapters
         self.compiled = self._compile()
         self._request = self.compiled.create_infer_request()
-        self._caches = [self._allocate(port) for port in self.compiled.inputs if "_cache." in port.get_any_name()]
+        self._adapting: Any = None
+        self._caches = {port.get_any_name(): self._allocate(port) for port in self.compiled.inputs if _is_cache(port)}
+        _bind(self._request, self._caches)
         self._inputs: dict[str, Any] = {}
         #: Seconds that the network has computed so far.
         self.compute_s = 0.0
 
-    def _compile(self) -> Any:
+    def prepare_adapters(self) -> None:
+        """Compile the network with adapters, if it is not: before the first step with one, from any one thread."""
+        if self._adapting is None and self.adapters:
+            request = self._compile(self.adapters).create_infer_request()
+            _bind(request, self._caches)
+            _bind(request, {name: ov.Tensor(array, shared_memory=True) for name, array in self.adapters.arrays.items()})
+            self._adapting = request
+
+    def _compile(self, adapters: AdapterPool | None = None) -> Any:
         settings = self.settings
         group = _QUANTIZATION_GROUP.get(self.spec.weights, 0) if settings.quantize_activations else 0
         properties = {
@@ -100,7 +113,7 @@ class RankModel:
         core = ov.Core()
         if self.all_reduce:
             self.all_reduce.extend(core)
-        graph = build_graph(self.spec, self.arrays, self.all_reduce.node if self.all_reduce else None)
+        graph = build_graph(self.spec, self.arrays, self.all_reduce.node if self.all_reduce else None, adapters)
         try:
             return core.compile_model(graph, "CPU", properties)
         except RuntimeError as error:
@@ -111,7 +124,7 @@ class RankModel:
             ) from error
 
     def _allocate(self, port: Any) -> Any:
-        """Give the request a layer's cache. Its pages take memory when they are first written."""
+        """Return a layer's cache. Its pages take memory when they are first written."""
         kind = port.get_element_type()
         shape = [self.settings.kv_blocks, *(size.get_length() for size in list(port.get_partial_shape())[1:])]
         count = int(np.prod(shape))
@@ -124,9 +137,7 @@ class RankModel:
                 why=f"each layer needs {2 * count * kind.size} bytes: {error}",
                 fix="lower engine.kv_cache_tokens, or engine.max_batch_size and engine.max_seq_len",
             ) from None
-        tensor = ov.Tensor(np.frombuffer(memory, dtype).reshape(shape), shape, kind)
-        self._request.set_tensor(port.get_any_name(), tensor)
-        return tensor
+        return ov.Tensor(np.frombuffer(memory, dtype).reshape(shape), shape, kind)
 
     def run(self, plan: StepPlan) -> NDArray[np.float32] | None:
         """Run one step; receive from the previous stage and send to the next as need be.
@@ -147,21 +158,24 @@ class RankModel:
             inputs["hidden"] = self.world.receive_hidden(len(plan.tokens), self.spec.hidden)  # type: ignore[assignment]
         if self.spec.last:
             inputs["sample_idx"] = plan.samples
-        output = self._infer(inputs)
+        request = self._request
+        if self.adapters and len(plan.adapters):
+            self.prepare_adapters()
+            request, inputs = self._adapting, inputs | self.adapters.step_inputs(plan)
+        output = self._infer(request, inputs)
         if self.spec.last:
             return output
         self.hidden = output.copy()
         self.world.send_hidden(self.hidden)
         return None
 
-    def _infer(self, inputs: dict[str, Any]) -> NDArray[np.float32]:
+    def _infer(self, request: Any, inputs: dict[str, Any]) -> NDArray[np.float32]:
         self._inputs = inputs  # The request reads this memory until the inference has ended.
-        for name, array in inputs.items():
-            self._request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        _bind(request, {name: ov.Tensor(array, shared_memory=True) for name, array in inputs.items()})
         started = time.perf_counter()
-        self._request.infer()
+        request.infer()
         self.compute_s += time.perf_counter() - started
-        output: NDArray[np.float32] = self._request.get_output_tensor(0).data
+        output: NDArray[np.float32] = request.get_output_tensor(0).data
         return output
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32] | None:
@@ -171,3 +185,12 @@ class RankModel:
         """
         logits = self.run(single_prompt(tokens, BLOCK_TOKENS))
         return None if logits is None else logits.copy()
+
+
+def _is_cache(port: Any) -> bool:
+    return "_cache." in port.get_any_name()
+
+
+def _bind(request: Any, tensors: Mapping[str, Any]) -> None:
+    for name, tensor in tensors.items():
+        request.set_tensor(name, tensor)

@@ -13,6 +13,7 @@ from typing import Any
 
 import openvino.opset16 as op
 
+from shardyard.runtime.layers.adapters import Adapters
 from shardyard.runtime.weights import Weights
 
 __all__ = ["AllReduceNode", "Linear", "Partial"]
@@ -30,14 +31,16 @@ class Partial:
 
 
 class Linear:
-    """Makes linear layers from a rank's weights."""
+    """Makes linear layers from a rank's weights, and with ``adapters`` what these add to them."""
 
-    def __init__(self, weights: Weights, all_reduce: AllReduceNode) -> None:
-        self.weights, self.all_reduce = weights, all_reduce
+    def __init__(self, weights: Weights, all_reduce: AllReduceNode, adapters: Adapters | None = None) -> None:
+        self.weights, self.all_reduce, self._adapters = weights, all_reduce, adapters
 
     def columns(self, x: Any, name: str, bias: bool) -> Any:
         """Return ``x`` · Wᵀ + b, with the rows of W and b that this rank holds."""
         y = op.matmul(x, self.weights.matrix(f"{name}.weight"), False, True)
+        if self._adapters:
+            y = self._adapters.add(y, x, name)
         return op.add(y, self.weights.vector(f"{name}.bias")) if bias else y
 
     def rows(self, x: Any, name: str, bias: bool) -> Partial:
