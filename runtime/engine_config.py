@@ -24,7 +24,8 @@ _AGAIN = "build the engine again: shardyard build"
 class CpuTarget:
     """The ``shardyard`` section: how the CPU engine computes, and the machine and OpenVINO that it was built for.
 
-    ``weights_from`` says in words what the weights are and where they come from.
+    ``weights_from`` says in words what the weights are and where they come from. ``lora_adapters`` of up to
+    ``lora_max_rank`` have room; 0: the engine takes none.
     """
 
     weights: WeightType
@@ -36,15 +37,19 @@ class CpuTarget:
     cpu_features: list[str]
     target: str = "cpu"
     weights_from: str = ""
+    lora_max_rank: int = 0
+    lora_adapters: int = 0
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What the runtime reads from config.json. ``digest`` is the SHA-256 of the file."""
+    """What the runtime reads from config.json. ``digest`` is the SHA-256 of the file; ``layers``: of all stages."""
 
     tp: int
     pp: int
     vocab: int
+    layers: int
+    kv_heads: int
     max_batch_size: int
     max_seq_len: int
     max_num_tokens: int
@@ -91,6 +96,8 @@ def read_engine_config(folder: Path) -> EngineConfig:
             tp=mapping["tp_size"],
             pp=mapping["pp_size"],
             vocab=raw["pretrained_config"]["vocab_size"],
+            layers=raw["pretrained_config"]["num_hidden_layers"],
+            kv_heads=raw["pretrained_config"]["num_key_value_heads"],
             max_batch_size=build["max_batch_size"],
             max_seq_len=build["max_seq_len"],
             max_num_tokens=build["max_num_tokens"],

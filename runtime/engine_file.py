@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from shardyard.errors import ArtifactError
 from shardyard.runtime.network import NetworkSpec
 
-__all__ = ["ArrayInfo", "open_engine", "write_arrays", "write_engine"]
+__all__ = ["ArrayInfo", "map_arrays", "open_engine", "write_arrays", "write_engine"]
 
 FORMAT = "shardyard-engine-1"
 _ALIGNMENT = 64
@@ -96,6 +96,18 @@ def open_engine(path: Path) -> tuple[NetworkSpec, dict[str, NDArray[Any]]]:
     Raises:
         ArtifactError: the file is missing, truncated, or not an engine file of this version.
     """
+    metadata, arrays = map_arrays(path)
+    if metadata.get("format") != FORMAT:
+        raise _broken(path, f"its format is {metadata.get('format')!r}, this version reads {FORMAT!r}")
+    return NetworkSpec.from_json(str(metadata.get("network"))), arrays
+
+
+def map_arrays(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Map any safetensors file into memory; return its metadata and its arrays, as ``open_engine`` does.
+
+    Raises:
+        ArtifactError: the file is missing, truncated or broken.
+    """
     try:
         with path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -104,14 +116,10 @@ def open_engine(path: Path) -> tuple[NetworkSpec, dict[str, NDArray[Any]]]:
     try:
         (length,) = struct.unpack("<Q", mapped[:8])
         header = json.loads(mapped[8 : 8 + min(length, _MAX_HEADER)])
-        metadata = header.pop("__metadata__")
-        if metadata.get("format") != FORMAT:
-            raise _broken(path, f"its format is {metadata.get('format')!r}, this version reads {FORMAT!r}")
-        arrays = {name: _view(mapped, 8 + length, entry) for name, entry in header.items()}
-        text = metadata["network"]
+        metadata = header.pop("__metadata__", {})
+        return dict(metadata), {name: _view(mapped, 8 + length, entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise _broken(path, f"{type(error).__name__}: {error}") from None
-    return NetworkSpec.from_json(text), arrays
 
 
 def _view(mapped: mmap.mmap, base: int, entry: Mapping[str, Any]) -> NDArray[Any]:

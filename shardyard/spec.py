@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 __all__ = [
     "EngineSpec",
     "LengthSpec",
+    "LoraSpec",
     "ModelSpec",
     "ParallelSpec",
     "PerfSpec",
@@ -71,6 +72,13 @@ class ParallelSpec(_Section):
         return self
 
 
+class LoraSpec(_Section):
+    """What the CPU engine keeps ready for LoRA adapters; which ones there are is said at launch: serve.lora_dir."""
+
+    max_rank: Annotated[int, Field(ge=0, description="largest rank of an adapter; 0: the engine takes none")] = 0
+    max_adapters: Annotated[Positive, Field(description="adapters in memory, and so in use at a time")] = 4
+
+
 class EngineSpec(_Section):
     """What the engine is built for."""
 
@@ -97,6 +105,7 @@ class EngineSpec(_Section):
     max_seq_len: Annotated[int, Field(ge=2, description="prompt plus answer, tokens")] = 2048
     max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; chunks longer prompts")] = 2048
     threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
+    lora: LoraSpec = LoraSpec()
     instance: Annotated[str | None, Field(description="GPU targets: EC2 instance, e.g. p5.48xlarge")] = None
     gpu: Annotated[str | None, Field(description="GPU targets: the GPU, where no instance is named, e.g. H100")] = None
     toolchain: Annotated[
@@ -131,6 +140,9 @@ class ServeSpec(_Section):
     preprocessing_instances: Annotated[Positive, Field(description="processes that tokenize")] = 1
     postprocessing_instances: Annotated[Positive, Field(description="processes that turn tokens into text")] = 1
     bls_instances: Annotated[Positive, Field(description="processes of tensorrt_llm_bls and of ensemble_unary")] = 1
+    lora_dir: Annotated[
+        str | None, Field(description="folder of LoRA adapters: <id>/adapter_config.json and adapter_model.safetensors")
+    ] = None
     exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
     start_timeout_s: Annotated[float, Field(gt=0, description="seconds until the launch has failed")] = 120.0
     stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = 5.0
@@ -213,6 +225,10 @@ class Pipeline(_Section):
             raise ValueError(f"name={self.name!r} must be a file name: letters, digits, '.', '_' and '-'")
         if self.engine.target == "cpu" and self.parallel.cp > 1:
             raise ValueError(f"cp={self.parallel.cp} is not possible with engine.target=cpu; possible: cp=1")
+        if self.engine.target != "cpu" and self.engine.lora.max_rank:
+            raise ValueError("engine.lora is the CPU engine's; possible for GPU targets: engine.build_flags")
+        if self.serve.lora_dir and not self.engine.lora.max_rank:
+            raise ValueError("serve.lora_dir needs engine.lora.max_rank; possible: above 0")
         return self
 
     def checkpoint_path(self) -> Path:

@@ -12,6 +12,7 @@ from shardyard.builder.targets.cpu import read_config, write_rank_engine
 from shardyard.console import Console
 from shardyard.errors import PipelineError
 from shardyard.manifest import read_manifest
+from shardyard.runtime.adapters.sites import ADAPTED
 from shardyard.runtime.engine_config import CpuTarget, engine_json, rank_engine
 from shardyard.runtime.network import ComputeType, KvType, WeightType
 from shardyard.spec import Pipeline
@@ -38,10 +39,12 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
     manifest = read_manifest(checkpoint, "convert")
     config = read_config(checkpoint)
     check_degrees(config["mapping"], pipeline.parallel, checkpoint)
+    _check_adapters(pipeline, config["architecture"])
     target = cpu_target(pipeline, config["dtype"], kept_algo(config))
     limits = {name: getattr(pipeline.engine, name) for name in _LIMITS}
     settings = {"target": "cpu", **limits, "weights": target.weights, "compute": target.compute}
     settings |= {"kv_cache": target.kv_cache, "kv_cache_tokens": target.kv_cache_tokens, "threads": target.threads}
+    settings |= {"lora_max_rank": target.lora_max_rank, "lora_adapters": target.lora_adapters}
     toolchain = {**describe("numpy", "openvino"), "cpu_features": " ".join(target.cpu_features)}
 
     def work(draft: Draft) -> None:
@@ -87,7 +90,18 @@ def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTa
         openvino=package_version("openvino") or "absent",
         cpu_features=cpu_features(),
         weights_from=_NOTES.get(kept or pipeline.quantization, "{}, as in the rank files").format(weights),
+        lora_max_rank=engine.lora.max_rank,
+        lora_adapters=engine.lora.max_adapters if engine.lora.max_rank else 0,
     )
+
+
+def _check_adapters(pipeline: Pipeline, architecture: str) -> None:
+    if pipeline.engine.lora.max_rank and architecture not in ADAPTED:
+        raise PipelineError(
+            f"engine.lora.max_rank={pipeline.engine.lora.max_rank} is not possible with {architecture}",
+            why=f"the engine adapts {', '.join(ADAPTED)}",
+            fix="leave engine.lora out, or merge the adapter into the checkpoint",
+        )
 
 
 _WEIGHTS: dict[str, WeightType] = {"w8a16": "int8", "w4a16": "int4"}
