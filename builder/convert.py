@@ -61,7 +61,7 @@ def convert_planned(
 
     def work(draft: Draft) -> None:
         estimate(source, plan.cutting, out).check(out)
-        known = {name: stamp for name, stamp in inputs.items() if stamp.sha256 != PENDING}
+        known = {name: stamp for name, stamp in inputs.items() if stamp.digest != PENDING}
         written = write_rank_files(source, plan.cutting, draft.folder, console, known, around=around)
         draft.inputs, draft.outputs = written.inputs, written.outputs
         _write_config(plan, draft.folder)

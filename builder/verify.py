@@ -91,7 +91,7 @@ def _settings(parallel: ParallelSpec, key: str, source: dict[str, str], full: bo
 
 
 def _hashes(stamps: dict[str, FileStamp]) -> dict[str, str]:
-    return {name: stamp.sha256 for name, stamp in stamps.items()}
+    return {name: stamp.digest for name, stamp in stamps.items()}
 
 
 def check_bytes(
@@ -138,5 +138,5 @@ def _changed(now: dict[str, FileStamp], then: dict[str, FileStamp]) -> list[str]
     return sorted(
         name
         for name in now.keys() | then.keys()
-        if name not in now or name not in then or now[name].sha256 != then[name].sha256
+        if name not in now or name not in then or now[name].digest != then[name].digest
     )

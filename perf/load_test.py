@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from shardyard.artifacts import write_artifact
 from shardyard.console import Advance, Console
 from shardyard.endpoint import Endpoint
-from shardyard.manifest import MANIFEST, hash_file, is_artifact, stamp_files
+from shardyard.manifest import MANIFEST, is_artifact, stamp_files
 from shardyard.perf.locust_process import LoadRun, generate_load
 from shardyard.perf.plan import LOAD, STATUS, WORKLOAD, make_plan
 from shardyard.perf.prompts import PromptMaker, load_tokenizer
@@ -84,7 +85,7 @@ def _write(
     """Work out the results and write them, with their report, into the draft."""
     measured = measure_all(load.records, maker)
     provenance = collect(pipeline, endpoint, server, model_repo, load.command)
-    hashes = Hashes(workload.fingerprint, hash_file(pipeline.tokenizer_path() / "tokenizer.json"))
+    hashes = Hashes(workload.fingerprint, _sha256(pipeline.tokenizer_path() / "tokenizer.json"))
     results = make_results(
         pipeline.name, pipeline.perf, endpoint.host, load.records, measured, load.generator, provenance, hashes
     )
@@ -92,6 +93,11 @@ def _write(
     (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
     (folder / REPORT).write_text(render(results, load.records, measured), encoding="utf-8")
     return results
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _describe(spec: PerfSpec) -> str:

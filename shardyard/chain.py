@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardyard.content_hash import hash_file
 from shardyard.errors import ArtifactError
-from shardyard.manifest import MANIFEST, FileStamp, Manifest, hash_file, is_artifact, read_manifest
+from shardyard.manifest import MANIFEST, FileStamp, Manifest, is_artifact, read_manifest
 
 __all__ = ["Link", "check", "walk"]
 
@@ -43,7 +44,7 @@ def walk(path: Path) -> list[Link]:
     while (parent := links[-1].manifest.parent) is not None:
         source = links[-1].source
         manifest = read_manifest(source)
-        if hash_file(source / MANIFEST) != parent:
+        if hash_file(source / MANIFEST, parent) != parent:
             raise ArtifactError(
                 f"the chain breaks between {links[-1].folder} and {source}",
                 why=f"{source} was made anew after {links[-1].folder} had been made from it",
@@ -68,6 +69,6 @@ def _compare(folder: Path, stamps: dict[str, FileStamp]) -> list[str]:
         path = folder / name
         if not path.is_file():
             found.append(f"{path} is missing")
-        elif hash_file(path) != stamp.sha256:
+        elif hash_file(path, stamp.digest) != stamp.digest:
             found.append(f"{path} does not have the content that was recorded")
     return found

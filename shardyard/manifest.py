@@ -1,13 +1,12 @@
 """Manifests: what a folder was made from, by what, with which settings, and whether that still holds.
 
-A stage writes its manifest last; a folder without one is not an artifact. The content key is the SHA-256 of everything
+A stage writes its manifest last; a folder without one is not an artifact. The content key is a hash of everything
 that can change the output: stage, inputs' hashes, settings, tool chain. A stage whose target already holds a manifest
 of the same key has nothing to do.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.atomic import write_atomically
+from shardyard.content_hash import ContentHash, hash_file
 from shardyard.errors import ArtifactError
 
 __all__ = [
@@ -24,7 +24,6 @@ __all__ = [
     "Manifest",
     "content_key",
     "differences",
-    "hash_file",
     "is_artifact",
     "link_to_parent",
     "parent_hash",
@@ -34,15 +33,14 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-SCHEMA = 1
-_CHUNK = 1 << 20
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class FileStamp:
-    """What a file was: its SHA-256, its size in bytes, and when it last changed (to avoid hashing it again)."""
+    """What a file was: its content's digest, its size in bytes, and when it last changed (to hash it only once)."""
 
-    sha256: str
+    digest: str
     size: int
     mtime_ns: int = 0
 
@@ -53,7 +51,7 @@ class Manifest:
 
     ``inputs`` and ``outputs`` map a file's path, relative to ``source`` and to the folder itself, to its stamp.
     ``source`` is relative to the folder's parent when it lies there (a work folder can be moved), else absolute.
-    ``parent`` is the SHA-256 of the manifest.json of the artifact that it was made from (None: a source checkpoint).
+    ``parent`` is the digest of the manifest.json of the artifact that it was made from (None: a source checkpoint).
     """
 
     stage: str
@@ -69,17 +67,10 @@ class Manifest:
     schema: int = SCHEMA
 
 
-def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file's content, read in chunks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def stamp_files(root: Path, names: Iterable[str], known: Mapping[str, FileStamp] | None = None) -> dict[str, FileStamp]:
     """Stamp files below ``root``. A file whose size and time equal those of its ``known`` stamp is not hashed again.
+
+    One that has changed is hashed as the known stamp was, so that the two can be compared.
 
     Raises:
         ArtifactError: a file is missing or cannot be read.
@@ -93,7 +84,7 @@ def stamp_files(root: Path, names: Iterable[str], known: Mapping[str, FileStamp]
             if old and (old.size, old.mtime_ns) == (status.st_size, status.st_mtime_ns):
                 stamps[name] = old
             else:
-                stamps[name] = FileStamp(hash_file(path), status.st_size, status.st_mtime_ns)
+                stamps[name] = FileStamp(hash_file(path, old.digest if old else ""), status.st_size, status.st_mtime_ns)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read", why=str(error), fix="make the artifact again") from None
     return stamps
@@ -103,13 +94,15 @@ def content_key(
     stage: str, inputs: Mapping[str, FileStamp], settings: Mapping[str, Any], toolchain: Mapping[str, str]
 ) -> str:
     """Return the hash of everything that can change a stage's output. File times and places do not count."""
-    files = {name: [stamp.sha256, stamp.size] for name, stamp in inputs.items()}
+    files = {name: [stamp.digest, stamp.size] for name, stamp in inputs.items()}
     body = {"schema": SCHEMA, "stage": stage, "inputs": files, "settings": settings, "toolchain": toolchain}
-    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    digest = ContentHash()
+    digest.update(json.dumps(body, sort_keys=True, separators=(",", ":")).encode())
+    return digest.digest().partition(":")[2]
 
 
 def parent_hash(source: Path) -> str | None:
-    """Return the SHA-256 of the source's manifest; None where the source is a checkpoint that no stage made."""
+    """Return the digest of the source's manifest; None where the source is a checkpoint that no stage made."""
     return hash_file(source / MANIFEST) if is_artifact(source) else None
 
 
@@ -145,6 +138,7 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
     path = folder / MANIFEST
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
+        _check_schema(path, raw.get("schema"))
         for kind in _STAMPED:
             raw[kind] = {name: FileStamp(**stamp) for name, stamp in raw[kind].items()}
         manifest = Manifest(**raw)
@@ -156,12 +150,6 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
         ) from None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path} is not a manifest", why=str(error), fix="make the artifact again") from None
-    if manifest.schema != SCHEMA:
-        raise ArtifactError(
-            f"{path} has schema {manifest.schema}",
-            why=f"this version of Shardyard reads schema {SCHEMA}",
-            fix="make the artifact again",
-        )
     if stage and manifest.stage != stage:
         raise ArtifactError(
             f"{folder} was made by {manifest.stage!r}, not by {stage!r}", fix="give the folder of the right stage"
@@ -170,6 +158,15 @@ def read_manifest(folder: Path, stage: str | None = None) -> Manifest:
 
 
 _STAMPED = ("inputs", "outputs")
+
+
+def _check_schema(path: Path, schema: object) -> None:
+    if schema != SCHEMA:
+        raise ArtifactError(
+            f"{path} has schema {schema}",
+            why=f"it is of another version of Shardyard: this one reads and writes schema {SCHEMA}",
+            fix="make the artifact again",
+        )
 
 
 def differences(
@@ -204,7 +201,7 @@ def _damage(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _hashes(stamps: Mapping[str, FileStamp]) -> dict[str, str]:
-    return {name: stamp.sha256 for name, stamp in stamps.items()}
+    return {name: stamp.digest for name, stamp in stamps.items()}
 
 
 def _changes(noun: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

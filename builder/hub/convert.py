@@ -15,6 +15,7 @@ from shardyard.builder.source.checkpoint import open_source, read_json
 from shardyard.builder.source.outline import outline
 from shardyard.builder.source.stamps import PENDING
 from shardyard.console import Console, human_bytes
+from shardyard.content_hash import SHA256, tagged
 from shardyard.errors import ArtifactError, CheckpointError
 from shardyard.manifest import FileStamp, read_manifest, stamp_files
 from shardyard.spec import Pipeline
@@ -90,7 +91,7 @@ def _is_made_from(snapshot: Snapshot, out: Path) -> bool:
     except ArtifactError:
         return False
     weights = [file for file in snapshot.listing.files if file.weights]
-    return all(file.name in inputs and inputs[file.name].sha256 == file.hash for file in weights)
+    return all(file.name in inputs and inputs[file.name].digest == tagged(SHA256, file.hash) for file in weights)
 
 
 def _stream(snapshot: Snapshot, pipeline: Pipeline, out: Path, console: Console) -> StageResult:
@@ -104,7 +105,7 @@ def _stream(snapshot: Snapshot, pipeline: Pipeline, out: Path, console: Console)
             )
         plan = pipeline_plan(source, pipeline)
         inputs = {
-            file.name: FileStamp(file.hash if file.lfs else PENDING, file.size)
+            file.name: FileStamp(tagged(SHA256, file.hash) if file.lfs else PENDING, file.size)
             for file in snapshot.listing.files
             if file.weights
         }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from shardyard.builder.hub.client import NETWORK_ERRORS, HubClient
 from shardyard.builder.hub.listing import Digest, HubFile, Listing
+from shardyard.content_hash import SHA256, hash_file, tagged
 from shardyard.errors import CheckpointError
 
 __all__ = ["download", "fill_file", "read_range"]
@@ -23,7 +23,7 @@ Came = Callable[[int], None]
 
 
 def download(client: HubClient, listing: Listing, file: HubFile, folder: Path, came: Came) -> str:
-    """Bring a file into ``folder`` under its own name; return its SHA-256.
+    """Bring a file into ``folder`` under its own name; return the digest of its content.
 
     What an earlier try left (``.NAME.part``) is checked with the rest and not fetched again.
 
@@ -35,17 +35,15 @@ def download(client: HubClient, listing: Listing, file: HubFile, folder: Path, c
     with part.open("a+b") as target:
         there = min(target.seek(0, os.SEEK_END), file.size)
         target.truncate(there)
-        digest, sha256 = Digest(file), hashlib.sha256()
+        digest = Digest(file)
         target.seek(0)
         while chunk := target.read(CHUNK_BYTES):
             digest.update(chunk)
-            sha256.update(chunk)
         came(there)
 
         def take(chunk: bytes, position: int) -> None:
             target.write(chunk)
             digest.update(chunk)
-            sha256.update(chunk)
             came(len(chunk))
 
         _bring(client, listing, file, there, file.size, take)
@@ -55,7 +53,7 @@ def download(client: HubClient, listing: Listing, file: HubFile, folder: Path, c
         part.unlink()
         raise _corrupt(listing, file)
     part.replace(folder / file.name)
-    return sha256.hexdigest()
+    return tagged(SHA256, file.hash) if file.lfs else hash_file(folder / file.name)
 
 
 def fill_file(client: HubClient, listing: Listing, file: HubFile, path: Path, came: Came) -> None:

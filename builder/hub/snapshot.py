@@ -58,9 +58,9 @@ class Snapshot:
         with self.console.progress("download", sum(file.size for file in files), "B") as advance:
             for file in files:
                 came = _counter(advance, file.name)
-                sha256 = download(self.client, self.listing, file, self.folder, came)
+                digest = download(self.client, self.listing, file, self.folder, came)
                 status = (self.folder / file.name).stat()
-                stamp = FileStamp(sha256, status.st_size, status.st_mtime_ns)
+                stamp = FileStamp(digest, status.st_size, status.st_mtime_ns)
                 self._record["stamps"][file.name] = {"hash": file.hash, **asdict(stamp)}
                 self._write_record()
         self._write_record()
@@ -72,7 +72,9 @@ class Snapshot:
             status = (self.folder / file.name).stat()
         except OSError:
             return None
-        if raw.pop("hash", None) != file.hash or (status.st_size, status.st_mtime_ns) != (raw["size"], raw["mtime_ns"]):
+        if raw.pop("hash", None) != file.hash or "digest" not in raw:
+            return None
+        if (status.st_size, status.st_mtime_ns) != (raw["size"], raw["mtime_ns"]):
             return None
         return FileStamp(**raw)
 

@@ -64,7 +64,7 @@ def certifies(certificate: Certificate, checkpoint: Path) -> bool:
     if not certificate.passed:
         return False
     stamps = stamp_checkpoint(checkpoint)
-    hashes = {name: stamp.sha256 for name, stamp in stamps.items()}
+    hashes = {name: stamp.digest for name, stamp in stamps.items()}
     return certificate.checkpoint == checkpoint_key(checkpoint, stamps) and dict(certificate.files) == hashes
 
 

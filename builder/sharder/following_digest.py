@@ -1,4 +1,4 @@
-"""The SHA-256 of a file that is being written in any order: it follows behind the tensors that are finished.
+"""The digest of a file that is being written in any order: it follows behind the tensors that are finished.
 
 The bytes are read back while they are still in the page cache, so that no second pass over the disk is needed; what
 has been hashed is handed to the disk at once, which spreads the writing over the whole run.
@@ -6,11 +6,12 @@ has been hashed is handed to the disk at once, which spreads the writing over th
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Executor, Future
+
+from shardyard.content_hash import ContentHash
 
 __all__ = ["FollowingDigest"]
 
@@ -28,7 +29,7 @@ class FollowingDigest:
         self._descriptor, self._tensors, self._pool = descriptor, tensors, pool
         self._due = dict(due)
         self._next = self._position = 0
-        self._digest = hashlib.sha256()
+        self._digest = ContentHash()
         self._lock = threading.Lock()
         self._running: Future[None] | None = None
 
@@ -40,7 +41,7 @@ class FollowingDigest:
                 self._running = self._pool.submit(self._follow)
 
     def result(self) -> str:
-        """Return the digest of the whole file, in hexadecimal, as soon as all of it has been hashed.
+        """Return the digest of the whole file, as soon as all of it has been hashed.
 
         Raises:
             RuntimeError: something has not been written.
@@ -51,7 +52,7 @@ class FollowingDigest:
                 if running is None and not self._is_ready():
                     if self._next < len(self._tensors):
                         raise RuntimeError(f"tensor {self._tensors[self._next][0]} has not been written")
-                    return self._digest.hexdigest()
+                    return self._digest.digest()
                 if running is None:
                     running = self._running = self._pool.submit(self._follow)
             running.result()

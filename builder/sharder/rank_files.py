@@ -106,7 +106,7 @@ def write_rank_files(
         _read_all(runs, source, plan, files, advance, pool, workers, around)
         digests = {file.writer.path: file.digest.result() for file in files}
     return WrittenFiles(
-        {run.file.path.name: run.file.identity.stamp(run.sha256) for run in runs if run.hashed},
+        {run.file.path.name: run.file.identity.stamp(run.digest) for run in runs if run.hashed},
         {path.name: _stamp(path, digest) for path, digest in digests.items()},
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +9,12 @@ from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from shardyard.builder.dtypes import Array
 from shardyard.builder.source.safetensors_file import SafetensorsFile, TensorEntry
+from shardyard.content_hash import ContentHash
 from shardyard.errors import CheckpointError
 
 __all__ = ["BLOCK_BYTES", "SourceRun", "UseBlock", "split_runs"]
@@ -31,13 +30,6 @@ _SMALL = 256 << 10
 _WHOLE = threading.Lock()
 
 
-class Hash(Protocol):
-    """A digest being made."""
-
-    def update(self, data: memoryview, /) -> None:
-        """Take more bytes."""
-
-
 #: Takes rows ``first …`` of a tensor: (entry, first, block). The block is valid during the call.
 UseBlock = Callable[[TensorEntry, int, Array], None]
 
@@ -46,7 +38,7 @@ UseBlock = Callable[[TensorEntry, int, Array], None]
 class SourceRun:
     """Tensors that follow each other in ``file``; ``whole`` names those that are wanted in one block.
 
-    With ``hashed`` the run covers the whole file, header and unwanted tensors included, and ``sha256`` is the file's
+    With ``hashed`` the run covers the whole file, header and unwanted tensors included, and ``digest`` is the file's
     once it has been read.
     """
 
@@ -54,7 +46,7 @@ class SourceRun:
     entries: Sequence[TensorEntry]
     whole: frozenset[str]
     hashed: bool
-    sha256: str = field(default="", init=False)
+    digest: str = field(default="", init=False)
 
     @property
     def nbytes(self) -> int:
@@ -67,7 +59,7 @@ class SourceRun:
         Raises:
             CheckpointError: the file is not the one whose header was read, or changed while it was read.
         """
-        digest = hashlib.sha256() if self.hashed else None
+        digest = ContentHash() if self.hashed else None
         buffer = np.empty(BLOCK_BYTES, np.uint8)
         self.file.identity.check(self.file.path)
         with self.file.path.open("rb", buffering=0) as source:
@@ -84,7 +76,7 @@ class SourceRun:
                                 use(entry, first, raw.view(entry.dtype).reshape(-1, *entry.shape[1:]))
             self.file.identity.check(self.file.path, os.fstat(descriptor))
         self.file.identity.check(self.file.path)
-        self.sha256 = digest.hexdigest() if digest else ""
+        self.digest = digest.digest() if digest else ""
 
     def _spans(self) -> Iterator[tuple[int, int, TensorEntry | None]]:
         """Yield (start, stop, tensor) in the file's order; between tensors, bytes that are only hashed."""
@@ -121,7 +113,7 @@ class SourceRun:
 
 
 @contextmanager
-def _hashing(digest: Hash | None, raw: Array, pool: Executor) -> Iterator[None]:
+def _hashing(digest: ContentHash | None, raw: Array, pool: Executor) -> Iterator[None]:
     """Hash a block in another thread while the body works on it."""
     if digest is None:
         yield

@@ -44,9 +44,9 @@ class FileIdentity:
             }
             raise self._changed(path, f"it has {' and '.join(word for word, differs in what.items() if differs)} now")
 
-    def stamp(self, sha256: str) -> FileStamp:
+    def stamp(self, digest: str) -> FileStamp:
         """Return the file's stamp."""
-        return FileStamp(sha256, self.size, self.mtime_ns)
+        return FileStamp(digest, self.size, self.mtime_ns)
 
     def _changed(self, path: Path, why: str) -> CheckpointError:
         return CheckpointError(

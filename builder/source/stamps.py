@@ -13,7 +13,7 @@ from shardyard.manifest import FileStamp, Manifest, read_manifest, stamp_files
 
 __all__ = ["PENDING", "known_inputs", "stamp_source"]
 
-#: The hash of a file that will be hashed while it is converted.
+#: The digest of a file that will be hashed while it is converted.
 PENDING = ""
 STAGE = "convert"
 

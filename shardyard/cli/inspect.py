@@ -83,7 +83,7 @@ def trace(args: argparse.Namespace) -> None:
         args.console.result(f"         key {manifest.key[:16]}  {tools}")
     args.console.result(f"{'source':<8} {links[-1].source}")
     for name, stamp in links[-1].manifest.inputs.items():
-        args.console.result(f"         {stamp.sha256[:16]}  {name} ({human_bytes(stamp.size)})")
+        args.console.result(f"         {stamp.digest[:23]}  {name} ({human_bytes(stamp.size)})")
     if not args.check:
         return
     wrong = check(links)

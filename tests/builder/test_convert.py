@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from shardyard.builder.convert import convert, convert_checkpoint
 from shardyard.console import Console
@@ -34,7 +34,7 @@ def pipeline(checkpoint: Path, **sections: Any) -> Pipeline:
 
 def digests(folder: Path) -> dict[str, str]:
     return {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        path.name: f"blake3:{blake3(path.read_bytes()).hexdigest()}"
         for path in folder.iterdir()
         if path.name != MANIFEST and path.is_file()
     }
@@ -168,7 +168,7 @@ def test_kill_9_leaves_the_old_artifact_or_none(write_checkpoint: Write, tmp_pat
         child.send_signal(signal.SIGKILL)
     if out.exists():
         manifest = read_manifest(out, "convert")
-        assert digests(out) == {name: stamp.sha256 for name, stamp in manifest.outputs.items()}
+        assert digests(out) == {name: stamp.digest for name, stamp in manifest.outputs.items()}
         assert digests(out) == before or manifest.settings["parallel"]["tp"] == 2
     else:
         assert not old

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from blake3 import blake3
 
 from shardyard.builder.convert import convert
 from shardyard.builder.layout.cutting import make_cutting_plan
@@ -35,7 +35,7 @@ def pipeline(checkpoint: Path, tp: int = 1) -> Pipeline:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
+    return {path.name: f"blake3:{blake3(path.read_bytes()).hexdigest()}" for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_threads_change_no_byte_and_the_hashes_are_true(
     assert len(wanted) == 8
     for written, workers in zip(made, (1, 2, 7), strict=True):
         assert digests(tmp_path / f"out{workers}") == wanted
-        assert {name: stamp.sha256 for name, stamp in written.outputs.items()} == wanted
-        assert {name: stamp.sha256 for name, stamp in written.inputs.items()} == (
+        assert {name: stamp.digest for name, stamp in written.outputs.items()} == wanted
+        assert {name: stamp.digest for name, stamp in written.inputs.items()} == (
             {name: digest for name, digest in digests(source).items() if name.endswith(".safetensors")}
             if hashed
             else {}
@@ -215,6 +215,6 @@ def test_memory_is_flat_from_tp_1_to_8_and_from_small_to_large(tmp_path: Path) -
 def test_manifests_tell_what_files_hold(write_checkpoint: Write, tmp_path: Path) -> None:
     source, out = write_checkpoint(tmp_path / "source", shards=2), tmp_path / "out"
     made = convert(pipeline(source, tp=2), out, QUIET).manifest
-    assert {name: stamp.sha256 for name, stamp in made.inputs.items()} == digests(source)
+    assert {name: stamp.digest for name, stamp in made.inputs.items()} == digests(source)
     wanted = {name: digest for name, digest in digests(out).items() if name != MANIFEST}
-    assert {name: stamp.sha256 for name, stamp in made.outputs.items()} == wanted
+    assert {name: stamp.digest for name, stamp in made.outputs.items()} == wanted

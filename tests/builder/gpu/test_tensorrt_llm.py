@@ -253,7 +253,7 @@ def certified(fakes: Any, converted: Converted, gpu_pipeline: MakePipeline, tmp_
     def certified(**changes: Any) -> Any:
         source, checkpoint = converted()
         stamps = stamp_checkpoint(checkpoint)
-        files = {name: stamp.sha256 for name, stamp in stamps.items()}
+        files = {name: stamp.digest for name, stamp in stamps.items()}
         made = Certificate(True, checkpoint_key(checkpoint, stamps), files, {}, {}, {}, {})
         (tmp_path / "certificate").mkdir(exist_ok=True)
         (tmp_path / "certificate" / CERTIFICATE).write_text(json.dumps({**asdict(made), **changes}))
