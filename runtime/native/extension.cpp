@@ -1,3 +1,6 @@
 #include "extension.hpp"
 
-OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({shardyard::all_reduce_extension()}));
+using namespace shardyard;
+
+OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>({all_reduce_extension(), packed_matmul_extension(),
+                                                            packed_rows_extension()}));

@@ -6,5 +6,7 @@
 namespace shardyard {
 
 ov::Extension::Ptr all_reduce_extension();
+ov::Extension::Ptr packed_matmul_extension();
+ov::Extension::Ptr packed_rows_extension();
 
 }  // namespace shardyard

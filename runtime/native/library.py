@@ -78,13 +78,13 @@ def _key(compiler: str) -> str:
 
 def _compile(compiler: str, target: Path) -> None:
     root = Path(ov.__file__).parent
-    library = next((root / "libs").glob("libopenvino.so.*"))
+    libraries = [next((root / "libs").glob(f"{name}.so.*")) for name in ("libopenvino", "libtbb")]
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     sources = map(str, sorted(SOURCES.glob("*.cpp")))
-    command = [compiler, *_FLAGS, *sources, "-o", str(temporary), f"-I{root / 'include'}", str(library)]
+    command = [compiler, *_FLAGS, *sources, "-o", str(temporary), f"-I{root / 'include'}", *map(str, libraries)]
     try:
         done = subprocess.run(
-            [*command, f"-Wl,-rpath,{library.parent}"], capture_output=True, text=True, errors="replace", timeout=300
+            [*command, f"-Wl,-rpath,{root / 'libs'}"], capture_output=True, text=True, errors="replace", timeout=300
         )
         if done.returncode:
             raise ToolchainError(

@@ -1,0 +1,202 @@
+// Products by the dot-product instructions of AVX-512: VNNI for int8, BF16 for bfloat16.
+//
+// int8 meets activations in int8 too, a scale per token and group of 64 columns. The instruction wants one operand
+// without a sign: that is the weight, as number + 128, and -128 · Σx, which belongs to the activations, is where each
+// group's sum begins. bfloat16 meets activations rounded to bfloat16.
+
+#include "packed_matrix.hpp"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BF16__) && defined(__AVX512VL__) && defined(__AVX512BW__)
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <utility>
+
+namespace shardyard {
+namespace {
+
+// Tokens that one pass over a block takes: as many sums as registers hold besides the weight.
+constexpr std::size_t kPass = 8;
+// How far ahead of its use a weight is fetched, in bytes: what memory delivers while it is slow to answer.
+constexpr std::size_t kAhead = 2048;
+
+inline std::int32_t four_bytes(const void* address) {
+    std::int32_t bytes;
+    std::memcpy(&bytes, address, sizeof(bytes));
+    return bytes;
+}
+
+// Quantized activations: numbers [tokens, columns], then per token and group a scale, then -128 · Σ numbers.
+struct Int8Rows {
+    Int8Rows(std::uint8_t* memory, std::size_t tokens, std::size_t columns)
+        : numbers(reinterpret_cast<std::int8_t*>(memory)),
+          scales(reinterpret_cast<float*>(memory + tokens * columns)),
+          starts(reinterpret_cast<std::int32_t*>(scales + tokens * (columns / kGroup))) {}
+
+    std::int8_t* numbers;
+    float* scales;
+    std::int32_t* starts;
+};
+
+std::size_t int8_bytes(std::size_t tokens, std::size_t columns) { return tokens * (columns + columns / kGroup * 8); }
+
+void quantize(const float* x, std::int8_t* numbers, float& scale, std::int32_t& start) {
+    __m512 part[4];
+    __m512 largest = _mm512_setzero_ps();
+    for (int i = 0; i < 4; ++i) {
+        part[i] = _mm512_loadu_ps(x + 16 * i);
+        largest = _mm512_max_ps(largest, _mm512_abs_ps(part[i]));
+    }
+    const float limit = _mm512_reduce_max_ps(largest);
+    const __m512 steps = _mm512_set1_ps(limit > 0 ? 127.f / limit : 0.f);
+    __m512i sum = _mm512_setzero_si512();
+    for (int i = 0; i < 4; ++i) {
+        const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(part[i], steps));
+        sum = _mm512_add_epi32(sum, rounded);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(numbers + 16 * i), _mm512_cvtsepi32_epi8(rounded));
+    }
+    scale = limit / 127.f;
+    start = -128 * _mm512_reduce_add_epi32(sum);
+}
+
+void int8_prepare(const float* x, std::size_t columns, std::size_t tokens, std::size_t first, std::size_t last,
+                  std::uint8_t* prepared) {
+    const Int8Rows rows(prepared, tokens, columns);
+    const std::size_t groups = columns / kGroup;
+    for (std::size_t i = first * groups; i < last * groups; ++i) {
+        quantize(x + i * kGroup, rows.numbers + i * kGroup, rows.scales[i], rows.starts[i]);
+    }
+}
+
+// One block and T tokens, whose rows begin at `token`.
+template <int T>
+void int8_block(const PackedMatrix& matrix, std::size_t block, const Int8Rows& x, std::size_t token, float* y,
+                std::size_t stride) {
+    const std::size_t columns = matrix.columns, groups = columns / kGroup;
+    const std::int8_t* numbers = x.numbers + token * columns;
+    const float* scales = x.scales + token * groups;
+    const std::int32_t* starts = x.starts + token * groups;
+    const std::uint8_t* weight = matrix.block(block);
+    __m512 total[T];
+    for (int t = 0; t < T; ++t) total[t] = _mm512_setzero_ps();
+    for (std::size_t group = 0; group < groups; ++group) {
+        __m512i sum[T];
+        for (int t = 0; t < T; ++t) sum[t] = _mm512_set1_epi32(starts[t * groups + group]);
+#pragma GCC unroll 4
+        for (std::size_t k = group * kGroup; k < (group + 1) * kGroup; k += 4) {
+            const __m512i numbers16 = _mm512_loadu_si512(weight + k * kBlockRows);
+            _mm_prefetch(weight + k * kBlockRows + kAhead, _MM_HINT_T0);
+            for (int t = 0; t < T; ++t) {
+                sum[t] = _mm512_dpbusd_epi32(sum[t], numbers16, _mm512_set1_epi32(four_bytes(numbers + t * columns + k)));
+            }
+        }
+        for (int t = 0; t < T; ++t) {
+            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[t]), _mm512_set1_ps(scales[t * groups + group]), total[t]);
+        }
+    }
+    const __m512 row_scales = _mm512_loadu_ps(matrix.scales + block * kBlockRows);
+    for (int t = 0; t < T; ++t) _mm512_storeu_ps(y + t * stride, _mm512_mul_ps(total[t], row_scales));
+}
+
+std::size_t bfloat16_bytes(std::size_t tokens, std::size_t columns) { return tokens * columns * 2; }
+
+void bfloat16_prepare(const float* x, std::size_t columns, std::size_t, std::size_t first, std::size_t last,
+                      std::uint8_t* prepared) {
+    for (std::size_t i = first * columns; i < last * columns; i += 16) {
+        const __m256bh rounded = _mm512_cvtneps_pbh(_mm512_loadu_ps(x + i));
+        std::memcpy(prepared + 2 * i, &rounded, sizeof(rounded));
+    }
+}
+
+template <int T>
+void bfloat16_block(const PackedMatrix& matrix, std::size_t block, const std::uint8_t* x, std::size_t token, float* y,
+                    std::size_t stride) {
+    // Few tokens mean few sums, and each must wait for itself: several sums per token fill the gap.
+    constexpr std::size_t kSums = T == 1 ? 4 : T <= 4 ? 2 : 1;
+    const std::size_t columns = matrix.columns;
+    const std::uint8_t* weight = matrix.block(block);
+    const std::uint8_t* numbers = x + 2 * token * columns;
+    __m512 sum[kSums][T];
+    for (auto& row : sum) {
+        for (auto& value : row) value = _mm512_setzero_ps();
+    }
+    for (std::size_t k = 0; k < columns; k += 2 * kSums) {
+        for (std::size_t s = 0; s < kSums; ++s) {
+            const std::size_t at = k + 2 * s;
+            const __m512i pair = _mm512_loadu_si512(weight + 2 * at * kBlockRows);
+            _mm_prefetch(weight + 2 * at * kBlockRows + kAhead, _MM_HINT_T0);
+            for (int t = 0; t < T; ++t) {
+                const __m512i same = _mm512_set1_epi32(four_bytes(numbers + 2 * (t * columns + at)));
+                sum[s][t] = _mm512_dpbf16_ps(sum[s][t], reinterpret_cast<__m512bh>(pair), reinterpret_cast<__m512bh>(same));
+            }
+        }
+    }
+    for (int t = 0; t < T; ++t) {
+        for (std::size_t s = 1; s < kSums; ++s) sum[0][t] = _mm512_add_ps(sum[0][t], sum[s][t]);
+        _mm512_storeu_ps(y + t * stride, sum[0][t]);
+    }
+}
+
+template <typename Rows>
+using BlockFunction = void (*)(const PackedMatrix&, std::size_t, const Rows&, std::size_t, float*, std::size_t);
+
+// A block stays in the core's cache while the tokens go over it, `kPass` at a time.
+template <typename Rows>
+void each_block(const std::array<BlockFunction<Rows>, kPass>& functions, const PackedMatrix& matrix, const Rows& rows,
+                std::size_t tokens, std::size_t first, std::size_t last, float* y, std::size_t stride) {
+    for (std::size_t block = first; block < last; ++block, y += kBlockRows) {
+        for (std::size_t token = 0; token < tokens; token += kPass) {
+            const std::size_t count = std::min(kPass, tokens - token);
+            functions[count - 1](matrix, block, rows, token, y + token * stride, stride);
+        }
+    }
+}
+
+template <int... T>
+constexpr std::array<BlockFunction<Int8Rows>, kPass> int8_functions(std::integer_sequence<int, T...>) {
+    return {int8_block<T + 1>...};
+}
+
+using Bytes = const std::uint8_t*;
+
+template <int T>
+void bfloat16_rows(const PackedMatrix& matrix, std::size_t block, const Bytes& x, std::size_t token, float* y,
+                   std::size_t stride) {
+    bfloat16_block<T>(matrix, block, x, token, y, stride);
+}
+
+template <int... T>
+constexpr std::array<BlockFunction<Bytes>, kPass> bfloat16_functions(std::integer_sequence<int, T...>) {
+    return {bfloat16_rows<T + 1>...};
+}
+
+void int8_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std::size_t tokens, std::size_t first,
+                   std::size_t last, float* y, std::size_t stride) {
+    static constexpr auto functions = int8_functions(std::make_integer_sequence<int, kPass>());
+    const Int8Rows rows(const_cast<std::uint8_t*>(prepared), tokens, matrix.columns);
+    each_block(functions, matrix, rows, tokens, first, last, y, stride);
+}
+
+void bfloat16_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std::size_t tokens, std::size_t first,
+                       std::size_t last, float* y, std::size_t stride) {
+    static constexpr auto functions = bfloat16_functions(std::make_integer_sequence<int, kPass>());
+    each_block(functions, matrix, prepared, tokens, first, last, y, stride);
+}
+
+constexpr Kernel kInt8{int8_bytes, int8_prepare, int8_multiply};
+constexpr Kernel kBfloat16{bfloat16_bytes, bfloat16_prepare, bfloat16_multiply};
+
+}  // namespace
+
+const Kernel* avx512_kernel(Kind kind) { return kind == Kind::int8 ? &kInt8 : &kBfloat16; }
+
+}  // namespace shardyard
+
+#else
+
+const shardyard::Kernel* shardyard::avx512_kernel(Kind) { return nullptr; }
+
+#endif

@@ -1,0 +1,121 @@
+#include "packed_product.hpp"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
+
+namespace shardyard {
+namespace {
+
+// Weights that a thread takes at a time, in bytes: little enough that one whose core is busy elsewhere keeps the others
+// waiting for a few microseconds only, enough that taking costs nothing.
+constexpr std::size_t kPortion = 128 << 10;
+// From here on a tile of 16 tokens is full enough to pay.
+constexpr std::size_t kFewTokens = 4;
+constexpr std::size_t kTokenPortion = 16;
+
+const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
+    if (level == Level::amx && tokens > kFewTokens) return *amx_kernel(kind);
+    return level == Level::avx2 ? *avx2_kernel(kind) : *avx512_kernel(kind);
+}
+
+// Calls f(first, last) for parts of [0, count) of `grain` or fewer each, on all threads of the arena.
+template <typename Function>
+void in_parts(std::size_t count, std::size_t grain, const Function& function) {
+    if (tbb::this_task_arena::max_concurrency() == 1 || count <= grain) {
+        function(0, count);
+        return;
+    }
+    const std::size_t parts = (count + grain - 1) / grain;
+    tbb::parallel_for(
+        tbb::blocked_range<std::size_t>(0, parts, 1),
+        [&](const tbb::blocked_range<std::size_t>& range) {
+            function(range.begin() * grain, std::min(count, range.end() * grain));
+        },
+        tbb::simple_partitioner());
+}
+
+std::uint8_t* aligned(std::vector<std::uint8_t>& memory, std::size_t bytes) {
+    if (memory.size() < bytes + 64) memory.resize(bytes + 64);
+    return memory.data() + (-reinterpret_cast<std::uintptr_t>(memory.data()) & 63);
+}
+
+// What every part of one product shares.
+struct Product {
+    const PackedMatrix& matrix;
+    const PackedMatrix* gate;
+    Activation activation;
+    const Kernel& kernel;
+    const std::uint8_t* prepared;
+    std::size_t tokens;
+    float* y;
+
+    void blocks(std::size_t first, std::size_t last) const {
+        const std::size_t begin = first * kBlockRows, width = std::min(matrix.rows, last * kBlockRows) - begin;
+        // The kernels write whole blocks, and the last may be wider than the matrix.
+        const bool whole = width == (last - first) * kBlockRows;
+        const std::size_t stride = whole ? matrix.rows : (last - first) * kBlockRows;
+        thread_local std::vector<float> rest, gates;
+        if (!whole) rest.resize(tokens * stride);
+        float* to = whole ? y + begin : rest.data();
+        kernel.multiply(matrix, prepared, tokens, first, last, to, stride);
+        if (gate) {
+            const std::size_t room = (last - first) * kBlockRows;
+            gates.resize(tokens * room);
+            kernel.multiply(*gate, prepared, tokens, first, last, gates.data(), room);
+            for (std::size_t t = 0; t < tokens; ++t) {
+                gate_row(activation, gates.data() + t * room, to + t * stride, width);
+            }
+        }
+        if (whole) return;
+        for (std::size_t t = 0; t < tokens; ++t) {
+            std::memcpy(y + t * matrix.rows + begin, to + t * stride, width * sizeof(float));
+        }
+    }
+};
+
+}  // namespace
+
+Level best_level() {
+    if (amx_kernel(Kind::int8) && avx512_kernel(Kind::int8)) return Level::amx;
+    if (avx512_kernel(Kind::int8)) return Level::avx512;
+    return avx2_kernel(Kind::int8) ? Level::avx2 : Level::none;
+}
+
+void multiply(const PackedMatrix& matrix, const PackedMatrix* gate, Activation activation, Level level, const float* x,
+              std::size_t tokens, float* y) {
+    if (!tokens) return;
+    const Kernel& kernel = kernel_for(level, matrix.kind, tokens);
+    thread_local std::vector<std::uint8_t> memory;
+    std::uint8_t* prepared = aligned(memory, kernel.prepared_bytes(tokens, matrix.columns));
+    in_parts(tokens, kTokenPortion, [&](std::size_t first, std::size_t last) {
+        kernel.prepare(x, matrix.columns, tokens, first, last, prepared);
+    });
+    const Product product{matrix, gate, activation, kernel, prepared, tokens, y};
+    const std::size_t bytes = matrix.block_bytes() * (gate ? 2 : 1);
+    // An even number: from 17 tokens on the tiles take blocks in pairs.
+    const std::size_t grain = std::max<std::size_t>(2, kPortion / bytes / 2 * 2);
+    in_parts(matrix.blocks(), grain, [&](std::size_t first, std::size_t last) { product.blocks(first, last); });
+}
+
+void unpack_row(const PackedMatrix& matrix, std::size_t row, float* y) {
+    const std::uint8_t* lane = matrix.block(row / kBlockRows) + row % kBlockRows * 4;
+    if (matrix.kind == Kind::int8) {
+        const float scale = matrix.scales[row];
+        for (std::size_t k = 0; k < matrix.columns; k += 4, lane += 64) {
+            for (int i = 0; i < 4; ++i) y[k + i] = static_cast<float>(lane[i] - 128) * scale;
+        }
+        return;
+    }
+    for (std::size_t k = 0; k < matrix.columns; k += 2, lane += 64) {
+        for (int i = 0; i < 2; ++i) {
+            const std::uint32_t bits = static_cast<std::uint32_t>(lane[2 * i] | lane[2 * i + 1] << 8) << 16;
+            std::memcpy(y + k + i, &bits, sizeof(bits));
+        }
+    }
+}
+
+}  // namespace shardyard

@@ -1,0 +1,103 @@
+"""Products with packed matrices as nodes of the network."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import ml_dtypes
+import numpy as np
+import openvino as ov
+from numpy.typing import NDArray
+from openvino.utils.node_factory import NodeFactory
+
+from shardyard.runtime.native.library import native_library
+
+__all__ = ["Level", "Products", "best_level", "load_products"]
+
+#: What the kernels are written for, least first.
+Level = Literal["avx2", "avx512", "amx"]
+_LEVELS: dict[Level, int] = {name: number for number, name in enumerate(get_args(Level), 1)}
+_KINDS = {np.dtype(np.uint8): 0, np.dtype(ml_dtypes.bfloat16): 1}
+#: Activations that a gated product applies itself.
+_ACTIVATIONS = {"silu": 1, "gelu_tanh": 2}
+
+
+def best_level() -> Level | None:
+    """Return the best level that this machine can compile and run; None where there is none, or no compiler.
+
+    Raises:
+        ToolchainError: there is a compiler and it failed.
+    """
+    path = native_library()
+    number = ctypes.CDLL(str(path)).shardyard_level() if path else 0
+    return next((name for name, known in _LEVELS.items() if known == number), None)
+
+
+def load_products(level: Level) -> Products | None:
+    """Return what makes nodes of ``level``; None without a compiler.
+
+    Raises:
+        ToolchainError: there is a compiler and it failed.
+    """
+    path = native_library()
+    return Products(path, level) if path else None
+
+
+class Products:
+    """Makes nodes. It keeps the arrays that it is given, and must outlive every model that has these nodes."""
+
+    def __init__(self, library: Path, level: Level) -> None:
+        self._path, self._level = str(library), _LEVELS[level]
+        self._library = ctypes.CDLL(self._path)
+        self._library.shardyard_add_matrix.restype = ctypes.c_int64
+        self._factory = NodeFactory("opset16")
+        self._factory.add_extension(self._path)
+        self._known: dict[tuple[int, int], tuple[int, NDArray[Any], NDArray[np.float32] | None]] = {}
+
+    def extend(self, core: Any) -> None:
+        """Register the operations with a core that will compile a model with these nodes."""
+        core.add_extension(self._path)
+
+    def gates(self, activation: str) -> bool:
+        """Tell whether a gated product can apply this activation."""
+        return activation in _ACTIVATIONS
+
+    def matmul(
+        self,
+        x: Any,
+        matrix: tuple[NDArray[Any], NDArray[np.float32] | None, int],
+        gate: tuple[NDArray[Any], NDArray[np.float32] | None, int] | None = None,
+        activation: str = "",
+    ) -> Any:
+        """Return x · Wᵀ, float32 [tokens, rows]; with a gate G of the same shape, act(x · Gᵀ) · (x · Wᵀ).
+
+        ``matrix``: a packed array [blocks, steps, 16, n], its scales per row, and its number of rows.
+        """
+        attributes = {
+            "matrix": self._number(*matrix),
+            "gate": -1 if gate is None else self._number(*gate),
+            "activation": _ACTIVATIONS.get(activation, 0),
+            "level": self._level,
+        }
+        return self._factory.create("PackedMatMul", [_output(x)], attributes)
+
+    def rows(self, ids: Any, matrix: tuple[NDArray[Any], NDArray[np.float32] | None, int]) -> Any:
+        """Return the rows of a packed matrix that ``ids``, int32 [tokens], name, float32 [tokens, columns]."""
+        return self._factory.create("PackedRows", [_output(ids)], {"matrix": self._number(*matrix)})
+
+    def _number(self, packed: NDArray[Any], scales: NDArray[np.float32] | None, rows: int) -> int:
+        address = packed.ctypes.data
+        if (address, rows) not in self._known:
+            _, steps, _, together = packed.shape
+            size, columns = ctypes.c_size_t(rows), ctypes.c_size_t(steps * together)
+            at = ctypes.c_void_p(None if scales is None else scales.ctypes.data)
+            kind = ctypes.c_int64(_KINDS[packed.dtype])
+            number = self._library.shardyard_add_matrix(ctypes.c_void_p(address), at, size, columns, kind)
+            self._known[address, rows] = number, packed, scales
+        return self._known[address, rows][0]
+
+
+def _output(x: Any) -> Any:
+    return x if isinstance(x, ov.Output) else x.output(0)
