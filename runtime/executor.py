@@ -8,7 +8,7 @@ import traceback
 from collections import deque
 from pathlib import Path
 
-from shardyard.errors import LaunchError, RequestError, ShardyardError
+from shardyard.errors import BusyError, LaunchError, RequestError, ShardyardError
 from shardyard.runtime.engine_config import read_engine_config
 from shardyard.runtime.kv_cache import BLOCK_TOKENS, BlockAllocator
 from shardyard.runtime.leader import Leader
@@ -45,7 +45,7 @@ class Executor:
         self._wake = threading.Condition()
         self._new: deque[Sequence] = deque()
         self._cancelled: set[int] = set()
-        self._stopping = False
+        self._stopping = self._draining = False
         self._leader: Leader | None = None
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._main, name="shardyard-leader", daemon=True)
@@ -60,14 +60,17 @@ class Executor:
         The last output of a request has ``finished``; nothing comes after it.
 
         Raises:
-            RequestError: the request cannot be served, the queue is full, or the engine has stopped.
+            BusyError: the queue is full, or the engine is ending.
+            RequestError: the request cannot be served, or the engine has stopped.
         """
         check_request(request, self.limits)
         with self._wake:
             if self._stopping or self.error:
                 raise RequestError("the engine has stopped", why=str(self.error or "it was shut down"))
+            if self._draining:
+                raise BusyError("the endpoint is ending", why="it finishes open requests", fix="ask another one")
             if self.max_queue_size and self._queued() >= self.max_queue_size:
-                raise RequestError(
+                raise BusyError(
                     f"the queue is full: {self.max_queue_size} requests wait",
                     why="the engine cannot keep up",
                     fix="try again later, or raise serve.max_queue_size",
@@ -82,6 +85,15 @@ class Executor:
         with self._wake:
             self._cancelled.add(id)
             self._wake.notify()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those that were accepted go on."""
+        self._draining = True
+
+    @property
+    def working_s(self) -> float:
+        """Seconds that the leader's inference under way has taken so far; 0 between two."""
+        return self._leader.model.working_s if self._leader else 0.0
 
     def shutdown(self) -> None:
         """Cancel what is left, end all ranks and wait for the executor's thread. Safe to call again."""

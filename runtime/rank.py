@@ -90,6 +90,13 @@ class RankModel:
         self._inputs: dict[str, Any] = {}
         #: Seconds that the network has computed so far.
         self.compute_s = 0.0
+        self._computing_since: float | None = None
+
+    @property
+    def working_s(self) -> float:
+        """Seconds that the inference under way has taken so far; 0 between two."""
+        since = self._computing_since
+        return 0.0 if since is None else time.perf_counter() - since
 
     def prepare_adapters(self) -> None:
         """Compile the network with adapters, if it is not: before the first step with one, from any one thread."""
@@ -172,8 +179,9 @@ class RankModel:
     def _infer(self, request: Any, inputs: dict[str, Any]) -> NDArray[np.float32]:
         self._inputs = inputs  # The request reads this memory until the inference has ended.
         _bind(request, {name: ov.Tensor(array, shared_memory=True) for name, array in inputs.items()})
-        started = time.perf_counter()
+        self._computing_since = started = time.perf_counter()
         request.infer()
+        self._computing_since = None
         self.compute_s += time.perf_counter() - started
         output: NDArray[np.float32] = request.get_output_tensor(0).data
         return output

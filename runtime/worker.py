@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from shardyard.errors import ShardyardError
+from shardyard.heartbeat import Heartbeat
 from shardyard.runtime.engine_config import read_engine_config
 from shardyard.runtime.loading import load_rank
 from shardyard.runtime.results import pack_result
@@ -29,6 +30,7 @@ def follow(folder: Path) -> None:
     watch = LeaderWatch(world.leader_process)
     try:
         model = load_rank(folder, config, world)
+        Heartbeat(world.rank, "worker", working_s=lambda: model.working_s)
         while (plan := world.receive_plan()) is not None:
             logits = model.run(plan)
             if logits is not None and len(plan.samples):

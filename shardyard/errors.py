@@ -13,6 +13,7 @@
     ├── LaunchError                   exit 5   a server or MPI world that did not start or did not stay up
     │   ├── RankError                 exit 5   one rank died; carries its number and last lines
     │   └── RequestError              exit 5   the endpoint refused or failed a request
+    │       └── BusyError             exit 5   it cannot take the request now, and may later
     └── MeasurementError              exit 6   a measurement that missed its bar or cannot be trusted
 
 Each error says *what* happened, *why* it cannot work, and what to do (*fix*). The command line prints the three and
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 __all__ = [
     "ArtifactError",
+    "BusyError",
     "CheckpointError",
     "InputError",
     "LaunchError",
@@ -114,6 +116,10 @@ class RankError(LaunchError):
 
 class RequestError(LaunchError):
     """The endpoint refused a request or failed to answer it."""
+
+
+class BusyError(RequestError):
+    """The endpoint cannot take the request now: the queue is full, or it is ending. The same request may do later."""
 
 
 class MeasurementError(ShardyardError):

@@ -144,8 +144,21 @@ class ServeSpec(_Section):
         str | None, Field(description="folder of LoRA adapters: <id>/adapter_config.json and adapter_model.safetensors")
     ] = None
     exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
+    open_apis: Annotated[
+        tuple[Literal["model-repository", "shared-memory", "trace", "logging"], ...],
+        Field(strict=False, description="groups of Triton's calls that clients may use, beside inference and health"),
+    ] = ()
     start_timeout_s: Annotated[float, Field(gt=0, description="seconds until the launch has failed")] = 120.0
     stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = 5.0
+    drain_timeout_s: Annotated[
+        float, Field(ge=0, description="seconds that open requests get to finish, once the end is asked for")
+    ] = 30.0
+    hang_timeout_s: Annotated[
+        float, Field(ge=2, description="seconds without a sign of life until a process counts as hanging")
+    ] = 8.0
+    step_timeout_s: Annotated[
+        float, Field(gt=0, description="seconds that one step of the engine may take until its rank counts as hanging")
+    ] = 120.0
 
 
 class LengthSpec(_Section):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from shardyard.mpi import mpirun_command
 from shardyard.spec import ServeSpec
+from shardyard.triton.control import restrictions
 from shardyard.triton.ports import Ports
 from shardyard.triton.world import World
 
@@ -37,6 +38,8 @@ class Launch:
     model_repo: Path
     binary: Path
     backends: Path
+    readiness_repo: Path
+    token: str
     shm_prefix: str
     pids: Path
     logs: Path
@@ -50,12 +53,15 @@ class Launch:
     def tritonserver(self) -> list[str]:
         """Return tritonserver's command line."""
         options = [f"--{name}={value}" for name, value in self._options().items()]
+        options += [f"--model-repository={self.readiness_repo}", *restrictions(self.token, self.spec.open_apis)]
+        options += [f"--load-model={path.parent.name}" for path in sorted(self.model_repo.glob("*/config.pbtxt"))]
         backend = [f"--backend-config=python,{name}={value}" for name, value in self._backend().items()]
         return [str(self.binary), "--disable-auto-complete-config", *options, *backend]
 
     def _options(self) -> dict[str, object]:
         return {
             "model-repository": self.model_repo,
+            "model-control-mode": "explicit",
             "backend-directory": self.backends,
             "model-load-thread-count": _LOAD_THREADS,
             "exit-on-error": "true",

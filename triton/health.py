@@ -8,17 +8,26 @@ from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RequestError
 from shardyard.triton.client import GenerateRequest, StreamClient
 
-__all__ = ["is_ready", "probe"]
+__all__ = ["is_live", "is_ready", "probe"]
 
 #: What the probe asks for an answer to.
 PROBE_TEXT = "Hello"
 
 
+def is_live(endpoint: Endpoint, timeout: float = 1.0) -> bool:
+    """Return whether Triton's server answers at all."""
+    return _ok(endpoint, "live", timeout)
+
+
 def is_ready(endpoint: Endpoint, timeout: float = 1.0) -> bool:
     """Return whether Triton says that every model is loaded; false as long as nothing listens."""
+    return _ok(endpoint, "ready", timeout)
+
+
+def _ok(endpoint: Endpoint, question: str, timeout: float) -> bool:
     connection = http.client.HTTPConnection(endpoint.host, endpoint.http_port, timeout=timeout)
     try:
-        connection.request("GET", "/v2/health/ready")
+        connection.request("GET", f"/v2/health/{question}")
         return connection.getresponse().status == http.HTTPStatus.OK
     except (OSError, http.client.HTTPException):
         return False

@@ -12,7 +12,7 @@ from shardyard.errors import LaunchError, RankError
 from shardyard.triton.crash_line import crash_signal
 from shardyard.triton.rank_entry import rank_log
 
-__all__ = ["Ended", "explain", "last_lines", "mpirun_log"]
+__all__ = ["Ended", "explain", "explain_hang", "last_lines", "mpirun_log"]
 
 #: Lines of a rank's log that an error shows, and the characters that are left of each.
 TAIL_LINES = 20
@@ -64,6 +64,19 @@ def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> La
         why=f"{how}; a world that lacks a rank cannot answer, so all of it was ended",
         fix=f"mend what its last lines say and start again; all its lines are in {rank_log(logs, ended.rank)}",
         tail=last_lines(rank_log(logs, ended.rank)) or "(it wrote nothing)",
+    )
+
+
+def explain_hang(ended: Ended, seconds: float, logs: Path, ranks: int) -> LaunchError:
+    """Return the error for a process that runs and gives no sign of life."""
+    rank = ended.rank or 0
+    return RankError(
+        rank,
+        f"rank {rank} of {ranks} ({ended.name}) hangs",
+        why=f"it gave no sign of life for {seconds:.0f} s; without it the world cannot answer, so all of it was ended",
+        fix="see whether it was stopped, or its machine overloaded (serve.hang_timeout_s, serve.step_timeout_s); "
+        f"all its lines are in {rank_log(logs, rank)}",
+        tail=last_lines(rank_log(logs, rank)) or "(it wrote nothing)",
     )
 
 

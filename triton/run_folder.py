@@ -9,12 +9,14 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardyard.heartbeat import BEATS, DRAIN
 from shardyard.triton.guard import PIDS, RUN_VARIABLE, SHM, clean, end_run
 
 __all__ = ["RunFolder", "sweep"]
 
 _LOCK = "lock"
 _TEMPORARY = "tmp"
+_BEATS = "beats"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class RunFolder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = _folder(token)
         path.mkdir(mode=0o700)
-        for name in (PIDS, _TEMPORARY):
+        for name in (PIDS, _TEMPORARY, _BEATS):
             (path / name).mkdir()
         (SHM / f"{_prefix(token)}mpi").mkdir(mode=0o700)
         return cls(token, path, lock)
@@ -50,10 +52,20 @@ class RunFolder:
         """Holds one file per rank, named by its number, and one for mpirun: their process ids."""
         return self.path / PIDS
 
+    @property
+    def beats(self) -> Path:
+        """Takes the signs of life of the run's processes."""
+        return self.path / _BEATS
+
+    def ask_to_drain(self) -> None:
+        """Tell the engine to take no new requests."""
+        (self.beats / DRAIN).touch()
+
     def environment(self) -> dict[str, str]:
         """Return the variables that keep the world's temporary files and shared memory in this run's places."""
         return {
             RUN_VARIABLE: self.token,
+            BEATS: str(self.beats),
             "TMPDIR": str(self.path / _TEMPORARY),
             "OMPI_MCA_btl_sm_backing_directory": str(SHM / f"{self.shm_prefix}mpi"),
         }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,11 +12,13 @@ from typing import Self
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import ArtifactError, LaunchError
+from shardyard.heartbeat import PERIOD
 from shardyard.spec import Pipeline
 from shardyard.triton.command import Launch
 from shardyard.triton.end_signals import EndSignals
 from shardyard.triton.health import probe as one_token
 from shardyard.triton.ports import Ports, choose_ports
+from shardyard.triton.readiness import Readiness, write_readiness_model
 from shardyard.triton.run_folder import RunFolder
 from shardyard.triton.server_files import ServerFiles, find_server, prepare_backends
 from shardyard.triton.start import Probe, wait_until_ready
@@ -34,15 +38,15 @@ _NOTICE = 0.5
 class Server:
     """A running endpoint. As a context manager it ends every process that it started."""
 
-    def __init__(self, endpoint: Endpoint, supervisor: Supervisor, stop_timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, supervisor: Supervisor, console: Console) -> None:
         self.endpoint = endpoint
         self.supervisor = supervisor
-        self._stop_timeout = stop_timeout
+        self._console = console
         self._signals = EndSignals()
         self._signals.install()
 
     def wait(self) -> None:
-        """Block until Ctrl-C, SIGTERM or SIGHUP.
+        """Block until Ctrl-C, SIGTERM or SIGHUP, and then until open requests are finished; a second one ends that.
 
         Raises:
             RankError: a rank ended before that.
@@ -50,15 +54,33 @@ class Server:
         try:
             self.supervisor.ended.wait()
         except KeyboardInterrupt:
-            return
+            with contextlib.suppress(KeyboardInterrupt):
+                self._drain()
         if self.supervisor.error:
             raise self.supervisor.error
+
+    def _drain(self) -> None:
+        """Take no more requests; wait until the open ones have been answered, but no longer than the limit."""
+        limit = self.supervisor.spec.drain_timeout_s
+        self.supervisor.drain()
+        deadline = time.monotonic() + limit
+        said = False
+        while (left := self.supervisor.open_requests()) != 0 and time.monotonic() < deadline:
+            if left and not said:
+                self._console.stage(
+                    "serve", f"finishing {left} open request(s), at most {limit:g} s; again: end at once"
+                )
+                said = True
+            if self.supervisor.ended.wait(PERIOD / 5):
+                return
+        if left:
+            self._console.stage("serve", f"{left} request(s) are not finished after {limit:g} s and are cut off")
 
     def stop(self) -> None:
         """End the endpoint; when this returns, nothing that it started runs."""
         self._signals.mute()
         try:
-            self.supervisor.stop(self._stop_timeout)
+            self.supervisor.stop(self.supervisor.spec.stop_timeout_s)
         finally:
             self._signals.restore()
 
@@ -108,12 +130,15 @@ def launch(
     ports = choose_ports(spec)
     _empty(logs)
     endpoint = _endpoint(ports, model_repo)
-    server = Server(endpoint, Supervisor(RunFolder.make(), logs.resolve(), world.ranks), spec.stop_timeout_s)
+    server = Server(endpoint, Supervisor(RunFolder.make(), logs.resolve(), world.ranks, spec), console)
     try:
         console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
-        _start(server.supervisor, pipeline, ports, world, model_repo, files)
+        run = server.supervisor.run
+        readiness_repo = run.path / "readiness"
+        write_readiness_model(readiness_repo)
+        _start(server.supervisor, pipeline, ports, world, model_repo, readiness_repo, files)
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
-        server.supervisor.endpoint_is_ready()
+        server.supervisor.endpoint_is_ready(endpoint, Readiness(endpoint, run.token))
     except BaseException:
         server.stop()
         raise
@@ -126,7 +151,13 @@ def _endpoint(ports: Ports, model_repo: Path) -> Endpoint:
 
 
 def _start(
-    supervisor: Supervisor, pipeline: Pipeline, ports: Ports, world: World, model_repo: Path, files: ServerFiles
+    supervisor: Supervisor,
+    pipeline: Pipeline,
+    ports: Ports,
+    world: World,
+    model_repo: Path,
+    readiness_repo: Path,
+    files: ServerFiles,
 ) -> None:
     run = supervisor.run
     launch = Launch(
@@ -136,6 +167,8 @@ def _start(
         model_repo=model_repo.resolve(),
         binary=files.binary,
         backends=prepare_backends(files, run.path / "backends"),
+        readiness_repo=readiness_repo,
+        token=run.token,
         shm_prefix=run.shm_prefix,
         pids=run.pids,
         logs=supervisor.logs,

@@ -10,16 +10,23 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError
+from shardyard.heartbeat import LONGEST_WORK_VARIABLE, PERIOD, Beat
 from shardyard.mpi import child_environment
+from shardyard.spec import ServeSpec
 from shardyard.triton import guard
 from shardyard.triton.crash_line import CrashLine
-from shardyard.triton.post_mortem import Ended, explain, mpirun_log
+from shardyard.triton.post_mortem import Ended, explain, explain_hang, mpirun_log
 from shardyard.triton.rank_entry import rank_log
+from shardyard.triton.readiness import Readiness
 from shardyard.triton.run_folder import RunFolder
 from shardyard.triton.server_files import STUB
+from shardyard.triton.vital_signs import VitalSigns
 from shardyard.triton.watch import Watch
 
 __all__ = ["Supervisor"]
@@ -30,8 +37,8 @@ _TRITON = Ended(0, "tritonserver")
 #: Seconds between two looks for ranks that have just started.
 LOOK = 0.05
 
-#: Seconds between two looks whether tritonserver has written that it crashed.
-CRASH_LOOK = 0.5
+#: Seconds between two looks whether tritonserver has written that it crashed, and at the signs of life.
+HEALTH_LOOK = PERIOD / 2
 
 #: Seconds that mpirun gets to notice that a rank died, before the others are killed too.
 NOTICE = 0.1
@@ -44,8 +51,9 @@ class Supervisor:
     says why, or is None after ``stop``.
     """
 
-    def __init__(self, run: RunFolder, logs: Path, ranks: int) -> None:
+    def __init__(self, run: RunFolder, logs: Path, ranks: int, spec: ServeSpec) -> None:
         self.run = run
+        self.spec = spec
         self.logs = logs
         self.ranks = ranks
         self.ready = False
@@ -53,6 +61,7 @@ class Supervisor:
         self.ended = threading.Event()
         self.error: LaunchError | None = None
         self._stopping = False
+        self._vital: VitalSigns | None = None
         self._watch: Watch[Ended] = Watch()
         self._expected = {guard.MPIRUN: _MPIRUN, "0": _TRITON} | {str(n): Ended(n, "worker") for n in range(1, ranks)}
         self._pids: dict[str, int] = {}
@@ -63,7 +72,7 @@ class Supervisor:
         """Start the world."""
         plan = {
             "command": command,
-            "environment": child_environment({**environment, **self.run.environment()}),
+            "environment": child_environment({**environment, **self.run.environment(), **self._limits()}),
             "token": self.run.token,
             "supervisor": os.getpid(),
             "shm_prefix": self.run.shm_prefix,
@@ -83,12 +92,26 @@ class Supervisor:
         self._watch.add(self._guard.pid, _MPIRUN)
         self._thread.start()
 
-    def endpoint_is_ready(self) -> None:
-        """Watch the Python models' processes too: Triton goes on without them and would answer no more."""
+    def _limits(self) -> dict[str, str]:
+        return {LONGEST_WORK_VARIABLE: str(self.spec.step_timeout_s)}
+
+    def endpoint_is_ready(self, endpoint: Endpoint, readiness: Readiness) -> None:
+        """Watch the signs of life from now on, and the Python models' processes: Triton goes on without them."""
         for pid, model in self._stubs():
-            self._watch.add(pid, Ended(0, f"tritonserver's process for {model}", stub=True))
+            self._watch.add(pid, _model_process(model))
+        self._vital = VitalSigns(readiness, endpoint, self.run.beats, self.spec.hang_timeout_s)
         self.ready = True
         self._watch.wake()
+
+    def drain(self) -> None:
+        """Refuse new requests from now on."""
+        if self._vital:
+            self._vital.drain()
+        self.run.ask_to_drain()
+
+    def open_requests(self) -> int | None:
+        """Return how many requests are not yet answered; None while new ones are still taken."""
+        return self._vital.open_requests() if self._vital else 0
 
     def stop(self, timeout: float) -> None:
         """End the world: in order if that takes at most ``timeout`` seconds, else by force."""
@@ -117,16 +140,21 @@ class Supervisor:
 
     def _supervise(self) -> None:
         crash = CrashLine(rank_log(self.logs, 0))
-        while not self._stopping:
+        while not (self._stopping or self.failing.is_set()):
             self._find_processes()
-            gone = self._watch.wait(LOOK if self._expected else CRASH_LOOK) or [_TRITON] * crash.seen()
+            gone = self._watch.wait(LOOK if self._expected else HEALTH_LOOK) or [_TRITON] * crash.seen()
             if gone and not self._stopping:
-                self.failing.set()
-                self._wait(NOTICE)
-                self._end()
-                self.error = explain(gone, self.logs, self.ranks, ready=self.ready)
-                self.ended.set()
-                return
+                self._fail(partial(explain, gone, self.logs, self.ranks, ready=self.ready))
+            elif self._vital and not self._stopping and (hung := self._vital.look()):
+                self._fail(partial(explain_hang, _process_of(hung.beat), hung.seconds, self.logs, self.ranks))
+
+    def _fail(self, explanation: Callable[[], LaunchError]) -> None:
+        """End the world, then say why."""
+        self.failing.set()
+        self._wait(NOTICE)
+        self._end()
+        self.error = explanation()
+        self.ended.set()
 
     def _find_processes(self) -> None:
         for name, label in list(self._expected.items()):
@@ -159,4 +187,16 @@ class Supervisor:
             self._wait(guard.LAST + 3 * guard.UNKILLABLE)
             self._guard.kill()
         guard.end_run(self.run.token)
+        if self._vital:
+            self._vital.stop()
         self.run.remove()
+
+
+def _process_of(beat: Beat) -> Ended:
+    if beat.rank or beat.name == _TRITON.name:
+        return Ended(beat.rank, beat.name)
+    return _model_process(beat.name)
+
+
+def _model_process(model: str) -> Ended:
+    return Ended(0, f"tritonserver's process for {model}", stub=True)

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shardyard.heartbeat import Heartbeat
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.chain import Chain
 from shardyard.model_repo.models.client import Client
@@ -20,7 +21,9 @@ class ChainModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         """Start to look after clients."""
-        self._known = Settings.read(args).inputs()
+        settings = Settings.read(args)
+        Heartbeat(0, settings.name)
+        self._known = settings.inputs()
         self._chain = Chain()
 
     def execute(self, requests: Sequence[Any]) -> None:

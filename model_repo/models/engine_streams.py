@@ -62,6 +62,11 @@ class EngineStreams:
             stream.engine_id = self._executor.submit(request, lambda output: self._put(stream, output))
             self._streams.add(stream)
 
+    def count(self) -> int:
+        """Return how many requests have been accepted and not yet answered."""
+        with self._lock:
+            return len(self._streams)
+
     def stop(self, request_id: str) -> None:
         """End the requests of that id; one that is not there, or is finished, is no error."""
         for stream in self._copy():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from shardyard.heartbeat import Heartbeat
 from shardyard.model_repo.models.acknowledge import Acknowledger
 from shardyard.model_repo.models.text_state import TextState
 from shardyard.model_repo.models.text_streams import TextStreams
@@ -22,6 +23,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the tokenizer."""
         settings = Settings.read(args)
+        Heartbeat(0, settings.name)
         tokenizer = Tokenizer.load(settings.path("tokenizer_dir"))
         self._streams = TextStreams(tokenizer, skip_special=settings.flag("skip_special_tokens"))
         self._acknowledger = Acknowledger()

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shardyard.heartbeat import Heartbeat
 from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.triton_io import Settings, error_response, read_tensors, response
@@ -19,6 +20,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Load the tokenizer."""
         settings = Settings.read(args)
+        Heartbeat(0, settings.name)
         self._known = json.loads(settings.parameter("request_inputs"))
         self._preprocess = Preprocessor(
             tokenizer=Tokenizer.load(settings.path("tokenizer_dir")),

@@ -15,6 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from shardyard.errors import LaunchError, RequestError
+from shardyard.heartbeat import Heartbeat
 from shardyard.model_repo.models.arrays import flag
 from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.engine_streams import EngineStreams
@@ -49,6 +50,7 @@ class TritonPythonModel:
         self._warm_up()
         self._streams = EngineStreams(self._executor, _fence)
         self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000
+        Heartbeat(0, settings.name, working_s=lambda: self._executor.working_s, drain=self._drain)
         self._gauges = Gauges(settings.name, settings.version)
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._watch_clients, name="shardyard-watch", daemon=True)
@@ -68,6 +70,12 @@ class TritonPythonModel:
         self._stopping.set()
         self._watch.join()
         self._executor.shutdown()
+
+    def _drain(self, now: bool) -> int:
+        """Return the open requests; with ``now``, take no more."""
+        if now:
+            self._executor.drain()
+        return self._streams.count()
 
     def _accept(self, request: Any, client: Client) -> None:
         tensors = read_tensors(request)

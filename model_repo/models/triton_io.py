@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from shardyard.errors import ArtifactError, ShardyardError
+from shardyard.errors import ArtifactError, BusyError, ShardyardError
 
 __all__ = ["Settings", "error_response", "one_line", "read_tensors", "response"]
 
@@ -72,9 +72,14 @@ def response(arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
 
 def error_response(error: Exception | str) -> Any:
     """Return a response that is an error, in one line and without a traceback."""
-    refused = isinstance(error, ShardyardError)
-    code = pb_utils.TritonError.INVALID_ARG if refused else pb_utils.TritonError.INTERNAL
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(one_line(error), code))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(one_line(error), _code(error)))
+
+
+def _code(error: Exception | str) -> Any:
+    """Return the status that clients see: UNAVAILABLE is worth another try, INVALID_ARG never is."""
+    if isinstance(error, BusyError):
+        return pb_utils.TritonError.UNAVAILABLE
+    return pb_utils.TritonError.INVALID_ARG if isinstance(error, ShardyardError) else pb_utils.TritonError.INTERNAL
 
 
 def one_line(error: Exception | str) -> str:

@@ -194,6 +194,13 @@ def active(served: Any) -> int:
     return int(float(line.rsplit(" ", 1)[1]))
 
 
+@pytest.mark.parametrize("path", ["repository/index", "repository/models/ensemble/unload", "logging"])
+def test_control_is_closed_to_clients(served: Any, path: str) -> None:
+    command = ["curl", "--silent", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST"]
+    done = subprocess.run([*command, f"http://{served.http}/v2/{path}"], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "403"
+
+
 def test_a_second_serve_on_the_same_port_is_refused(shardyard: Run, served: Any) -> None:
     port = served.address["http_port"]
     started = time.monotonic()

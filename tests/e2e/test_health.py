@@ -1,0 +1,123 @@
+"""Ranks that hang, and the end in order: what clients and the one who started the endpoint see."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+FAST = ("--set", "serve.hang_timeout_s=4")
+
+
+@pytest.fixture
+def served(pipeline_folder: Callable[[str], Path], serve: Any) -> Iterator[Any]:
+    with serve(pipeline_folder("llama"), *FAST) as running:
+        yield running
+
+
+def call(served: Any, method: str, path: str, body: object = None, **headers: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(served.http, timeout=30)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def log(served: Any) -> str:
+    return str((served.folder / "serve.log").read_text())
+
+
+def ready(served: Any) -> bool:
+    return call(served, "GET", "/v2/health/ready")[0] == 200
+
+
+def until(happened: Callable[[], bool], seconds: float) -> float:
+    """Return the seconds that it took; fail after ``seconds``."""
+    started = time.monotonic()
+    while not happened():
+        assert time.monotonic() - started < seconds
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def generate(served: Any, tokens: int) -> tuple[int, str]:
+    body = {"text_input": "Once upon a time", "max_tokens": tokens, "end_id": -1}
+    return call(served, "POST", "/v2/models/ensemble/generate", body)
+
+
+def test_a_worker_that_is_stopped(served: Any) -> None:
+    """Readiness follows it within 2 s, both ways; when it stays so, the endpoint ends and names it."""
+    assert ready(served)
+    worker = served.find("shardyard.runtime.worker")
+    worker.suspend()
+    until(lambda: not ready(served), 2)
+    assert call(served, "GET", "/v2/health/live")[0] == 200
+    worker.resume()
+    until(lambda: ready(served), 2)
+    assert generate(served, 4)[0] == 200
+    children = served.children()
+    worker.suspend()
+    assert served.process.wait(timeout=10) == 5
+    assert "rank 1 of 2 (worker) hangs" in log(served)
+    assert "no sign of life" in log(served)
+    assert psutil.wait_procs(children, timeout=2)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("process", "name"),
+    [("tritonserver --", "tritonserver"), ("/tensorrt_llm/1/model.py", "tritonserver's process for tensorrt_llm")],
+    ids=["tritonserver", "leader"],
+)
+def test_a_rank_0_that_is_stopped(served: Any, process: str, name: str) -> None:
+    children = served.children()
+    served.find(process).suspend()
+    assert served.process.wait(timeout=12) == 5
+    assert f"rank 0 of 2 ({name}) hangs" in log(served)
+    assert psutil.wait_procs(children, timeout=2)[1] == []
+
+
+def test_an_end_in_order_finishes_streams(served: Any) -> None:
+    """What runs is finished, new work is refused, readiness says so, and the exit code is 0."""
+    answers: list[tuple[int, str]] = []
+    stream = threading.Thread(target=lambda: answers.append(generate(served, 900)))
+    stream.start()
+    time.sleep(0.3)
+    assert stream.is_alive()
+    served.process.send_signal(signal.SIGTERM)
+    until(lambda: not ready(served), 2)
+    until(lambda: "the endpoint is ending" in generate(served, 4)[1], 2)
+    stream.join(30)
+    assert served.process.wait(timeout=10) == 0, log(served)
+    assert answers[0][0] == 200
+    assert "finishing 1 open request" in log(served)
+
+
+def test_a_second_signal_ends_at_once(served: Any) -> None:
+    stream = threading.Thread(target=lambda: _ignore(lambda: generate(served, 900)))
+    stream.start()
+    time.sleep(0.3)
+    served.process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert stream.is_alive()
+    served.process.send_signal(signal.SIGTERM)
+    assert served.process.wait(timeout=6) == 0
+    stream.join(5)
+
+
+def _ignore(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except (OSError, http.client.HTTPException):
+        return

@@ -1,0 +1,88 @@
+"""Looks at the signs of life of an endpoint's processes, and asks tritonserver for one."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from shardyard.endpoint import Endpoint
+from shardyard.heartbeat import PERIOD, Beat, read_beat, write_beat
+from shardyard.triton.health import is_live
+
+__all__ = ["Pulse", "Silence", "TritonPulse"]
+
+#: The most that one look adds to a silence: when this process itself did not run, nobody else is to blame.
+LONGEST_LOOK = 2 * PERIOD
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A process, what it said last, and the seconds that have passed since."""
+
+    beat: Beat
+    seconds: float
+
+
+class Pulse:
+    """The signs of life in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._written: dict[Path, int] = {}
+        self._silent: dict[Path, float] = {}
+        self._looked = time.monotonic()
+
+    def look(self) -> list[Silence]:
+        """Return every process that has ever given a sign, the one that has been silent longest first."""
+        now = time.monotonic()
+        passed, self._looked = min(now - self._looked, LONGEST_LOOK), now
+        found = []
+        for path in self._folder.glob("*.json"):
+            try:
+                written, beat = path.stat().st_mtime_ns, read_beat(path)
+            except OSError:
+                continue
+            fresh = self._written.get(path) != written
+            self._written[path] = written
+            self._silent[path] = 0.0 if fresh else self._silent[path] + passed
+            found.append(Silence(beat, self._silent[path]))
+        return sorted(found, key=lambda silence: -silence.seconds)
+
+    def open_requests(self) -> int | None:
+        """Return how many requests are not yet answered; None while new ones are still taken."""
+        total = 0
+        for path in self._folder.glob("*.json"):
+            with contextlib.suppress(OSError):
+                beat = read_beat(path)
+                if beat.open_requests is not None and not beat.draining:
+                    return None
+                total += beat.open_requests or 0
+        return total
+
+
+class TritonPulse:
+    """Gives tritonserver's sign of life in its place, for as long as it answers that it lives."""
+
+    def __init__(self, endpoint: Endpoint, folder: Path) -> None:
+        self._endpoint, self._path = endpoint, folder / "tritonserver.json"
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._ask, name="shardyard-triton-pulse", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask no more; afterwards nothing is written."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                if is_live(self._endpoint):
+                    write_beat(self._path, Beat(0, "tritonserver"))
+            except (OSError, http.client.HTTPException):
+                return  # The run's folder is gone: the endpoint is ending.
+            self._stopped.wait(PERIOD)

@@ -1,0 +1,46 @@
+"""Keeps an endpoint's readiness true to the signs of life of its processes, and finds the process that hangs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from shardyard.endpoint import Endpoint
+from shardyard.triton.pulse import Pulse, Silence, TritonPulse
+from shardyard.triton.readiness import Readiness
+
+__all__ = ["VitalSigns"]
+
+#: Seconds of silence from which on the endpoint calls itself not ready. It may recover.
+LATE = 1.2
+
+
+class VitalSigns:
+    """Those of one endpoint that is up. ``hang_s``: seconds of silence from which on a process hangs."""
+
+    def __init__(self, readiness: Readiness, endpoint: Endpoint, beats: Path, hang_s: float) -> None:
+        self._hang_s = hang_s
+        self._pulse = Pulse(beats)
+        self._triton = TritonPulse(endpoint, beats)
+        self._readiness = readiness
+        self._draining = False
+
+    def look(self) -> Silence | None:
+        """Set the endpoint's readiness; return the process that hangs, if one does."""
+        silences = self._pulse.look()
+        longest = silences[0] if silences else None
+        if not self._draining:
+            self._readiness.set(longest is None or longest.seconds < LATE)
+        return longest if longest and longest.seconds >= self._hang_s else None
+
+    def drain(self) -> None:
+        """Make the endpoint not ready, for good."""
+        self._draining = True
+        self._readiness.set(False)
+
+    def open_requests(self) -> int | None:
+        """Return how many requests are not yet answered; None while new ones are still taken."""
+        return self._pulse.open_requests()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._triton.stop()
