@@ -101,7 +101,7 @@ def test_an_end_in_order_finishes_streams(served: Any) -> None:
     stream.join(30)
     assert served.process.wait(timeout=10) == 0, log(served)
     assert answers[0][0] == 200
-    assert "finishing 1 open request" in log(served)
+    assert "open request(s), at most 30 s" in log(served)
 
 
 def test_a_second_signal_ends_at_once(served: Any) -> None:
