@@ -1,181 +1,20 @@
-// All-reduce as an operation of the OpenVINO CPU plugin, for tensor-parallel ranks on one host.
-//
-// The ranks share a window of memory: a flag that ends every wait, a counter and a process id per rank, and two slots
-// per rank. A call copies its input into one of the rank's slots, raises the rank's counter, waits until the counters
-// of all peers have caught up, and adds the slots in rank order, so every rank gets the same bits. Two slots are
-// enough: a rank that fills a slot again knows from the counters that everyone has left the call in between, and so
-// has finished reading it.
-//
-// A wait spins for a short while and then sleeps on the peer's counter (futex(2)), so that whoever shares the cores
-// gets them. Yielding the core instead would not do: since Linux 6.6 a process that yields again and again keeps others
-// waiting for tens of milliseconds. A wait throws when the window is aborted or a peer's process is gone.
+// All-reduce as an operation of the OpenVINO CPU plugin, for tensor-parallel ranks on one host, and the C interface to
+// the groups that it sums over.
 
-#include <linux/futex.h>
-#include <sched.h>
-#include <signal.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <algorithm>
 #include <array>
-#include <atomic>
-#include <cerrno>
-#include <chrono>
 #include <cstdint>
-#include <cstring>
-#include <fstream>
 #include <memory>
-#include <stdexcept>
-#include <string>
-#include <vector>
 
 #include <openvino/core/op_extension.hpp>
 #include <openvino/op/op.hpp>
 
 #include "extension.hpp"
+#include "group.hpp"
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-// How long a wait spins: longer than ranks usually differ where each has cores of its own, since to wake a core costs
-// more than that; briefly where they share cores and the peer may be waiting for this one.
-constexpr auto kSpinOnOwnCores = std::chrono::microseconds(500);
-constexpr auto kSpinOnSharedCores = std::chrono::microseconds(20);
-constexpr long kPeerCheckNs = 100'000'000;
-constexpr int kMaxRanks = 64;
+using shardyard::Group;
 constexpr int kMaxGroups = 64;
-
-struct alignas(64) RankState {
-    std::atomic<std::uint64_t> posted;
-    std::atomic<std::int32_t> process;
-    std::atomic<std::uint32_t> sleepers;
-};
-
-struct alignas(64) Window {
-    std::atomic<std::uint32_t> aborted;
-    RankState ranks[kMaxRanks];
-};
-static_assert(std::atomic<std::uint64_t>::is_always_lock_free, "counters are shared between processes");
-
-inline void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    asm volatile("yield");
-#endif
-}
-
-// The kernel's 32-bit word of a counter: its lower half, which changes with every call.
-inline std::uint32_t* futex_word(std::atomic<std::uint64_t>& counter) {
-    static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the lower half comes first");
-    return reinterpret_cast<std::uint32_t*>(&counter);
-}
-
-// Sleeps until the counter is no longer `seen`, or for kPeerCheckNs.
-inline void sleep_on(std::atomic<std::uint64_t>& counter, std::uint64_t seen) {
-    const timespec limit{0, kPeerCheckNs};
-    syscall(SYS_futex, futex_word(counter), FUTEX_WAIT, static_cast<std::uint32_t>(seen), &limit, nullptr, 0);
-}
-
-inline void wake_all(std::atomic<std::uint64_t>& counter) {
-    syscall(SYS_futex, futex_word(counter), FUTEX_WAKE, kMaxRanks, nullptr, nullptr, 0);
-}
-
-// Whether a process has ended, be it that its parent has not collected it yet (a zombie, which kill still finds).
-bool is_gone(pid_t process) {
-    if (kill(process, 0) && errno == ESRCH) return true;
-    std::ifstream file("/proc/" + std::to_string(process) + "/stat");
-    std::string line;
-    std::getline(file, line);
-    const auto name_end = line.rfind(')');
-    return name_end != std::string::npos && name_end + 2 < line.size() && line[name_end + 2] == 'Z';
-}
-
-// Whether this rank was pinned to a part of the machine's cores, as ranks are where there are enough for all.
-bool has_own_cores() {
-    cpu_set_t mine;
-    return sched_getaffinity(0, sizeof(mine), &mine) == 0 && CPU_COUNT(&mine) < sysconf(_SC_NPROCESSORS_ONLN);
-}
-
-class Group {
-public:
-    void join(void* memory, int rank, int size, std::size_t slot_bytes) {
-        window_ = static_cast<Window*>(memory);
-        slots_ = static_cast<char*>(memory) + sizeof(Window);
-        rank_ = rank, size_ = size, slot_ = slot_bytes, calls_ = 0;
-        window_->ranks[rank].process.store(getpid(), std::memory_order_release);
-    }
-
-    void abort() {
-        if (window_) window_->aborted.store(1, std::memory_order_release);
-    }
-
-    void sum(const float* in, float* out, std::size_t count) {
-        if (!window_) throw std::runtime_error("the all-reduce of this rank has no window");
-        const std::size_t most = slot_ / sizeof(float);
-        for (std::size_t first = 0; first < count; first += most) {
-            sum_part(in + first, out + first, std::min(most, count - first));
-        }
-    }
-
-private:
-    float* slot(int rank, std::uint64_t call) const {
-        return reinterpret_cast<float*>(slots_ + (2 * rank + (call & 1)) * slot_);
-    }
-
-    void sum_part(const float* in, float* out, std::size_t count) {
-        const std::uint64_t call = ++calls_;
-        if (call == 1) spin_ = has_own_cores() ? kSpinOnOwnCores : kSpinOnSharedCores;
-        std::memcpy(slot(rank_, call), in, count * sizeof(float));
-        // In this order in all eyes, so that either we see the sleeper or it sees the counter.
-        RankState& own = window_->ranks[rank_];
-        own.posted.store(call, std::memory_order_seq_cst);
-        if (own.sleepers.load(std::memory_order_seq_cst)) wake_all(own.posted);
-        for (int peer = 0; peer < size_; ++peer) wait(peer, call);
-        const float* first = slot(0, call);
-        const float* second = slot(1, call);
-        for (std::size_t i = 0; i < count; ++i) out[i] = first[i] + second[i];
-        for (int rank = 2; rank < size_; ++rank) {
-            const float* next = slot(rank, call);
-            for (std::size_t i = 0; i < count; ++i) out[i] += next[i];
-        }
-    }
-
-    void wait(int peer, std::uint64_t call) const {
-        const auto& posted = window_->ranks[peer].posted;
-        if (posted.load(std::memory_order_acquire) >= call) return;
-        const auto started = Clock::now();
-        while (Clock::now() - started < spin_) {
-            for (int i = 0; i < 8; ++i) relax();
-            if (posted.load(std::memory_order_acquire) >= call) return;
-        }
-        RankState& state = window_->ranks[peer];
-        state.sleepers.fetch_add(1, std::memory_order_seq_cst);
-        std::uint64_t seen;
-        while ((seen = state.posted.load(std::memory_order_seq_cst)) < call) {
-            sleep_on(state.posted, seen);
-            if (window_->aborted.load(std::memory_order_acquire)) {
-                throw std::runtime_error("all-reduce: the world is being shut down");
-            }
-            if (state.posted.load(std::memory_order_acquire) < call) check_alive(peer);
-        }
-        state.sleepers.fetch_sub(1, std::memory_order_seq_cst);
-    }
-
-    void check_alive(int peer) const {
-        const pid_t process = window_->ranks[peer].process.load(std::memory_order_acquire);
-        if (process && is_gone(process)) {
-            throw std::runtime_error("all-reduce: the process of tensor-parallel rank " + std::to_string(peer) + " is gone");
-        }
-    }
-
-    Window* window_ = nullptr;
-    char* slots_ = nullptr;
-    int rank_ = 0, size_ = 0;
-    std::size_t slot_ = 0;
-    std::uint64_t calls_ = 0;
-    Clock::duration spin_ = kSpinOnSharedCores;
-};
 
 std::array<Group, kMaxGroups> groups;
 
@@ -213,15 +52,26 @@ private:
     std::int64_t group_ = 0;
 };
 
+// Runs `work` for callers that know no C++ exceptions.
+template <typename Work>
+int guarded(Work work) {
+    try {
+        work();
+        return 0;
+    } catch (const std::exception&) {
+        return -1;
+    }
+}
+
 }  // namespace
 
 ov::Extension::Ptr shardyard::all_reduce_extension() { return std::make_shared<ov::OpExtension<AllReduce>>(); }
 
 extern "C" {
 
-std::size_t shardyard_window_bytes(int size, std::size_t slot_bytes) { return sizeof(Window) + 2 * size * slot_bytes; }
+std::size_t shardyard_window_bytes(int size, std::size_t slot_bytes) { return sizeof(shardyard::Window) + 2 * size * slot_bytes; }
 
-int shardyard_max_ranks() { return kMaxRanks; }
+int shardyard_max_ranks() { return shardyard::kMaxRanks; }
 
 int shardyard_max_groups() { return kMaxGroups; }
 
@@ -230,4 +80,20 @@ void shardyard_join(int group, void* memory, int rank, int size, std::size_t slo
 }
 
 void shardyard_abort(int group) { groups[group].abort(); }
+
+// 0; -1 when the group was aborted or a peer is gone.
+int shardyard_sum(int group, const float* in, float* out, std::size_t count) {
+    return guarded([&] { groups[group].sum(in, out, count); });
+}
+
+// `out` holds `count` values of each rank; otherwise as shardyard_sum.
+int shardyard_gather(int group, const float* in, float* out, std::size_t count) {
+    return guarded([&] { groups[group].gather(in, out, count); });
+}
+
+// Fills four numbers: calls, bytes, nanoseconds of waiting, nanoseconds of moving.
+void shardyard_counters(int group, std::uint64_t* four) {
+    const shardyard::Counters& counters = groups[group].counters();
+    four[0] = counters.calls, four[1] = counters.bytes, four[2] = counters.waiting_ns, four[3] = counters.moving_ns;
+}
 }

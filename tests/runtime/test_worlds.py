@@ -83,10 +83,10 @@ def test_without_a_compiler_the_tokens_are_the_same(
 @pytest.mark.parametrize(
     ("tp", "pp", "more", "env", "kind"),
     [
-        (2, 2, {}, {}, "_SharedMemoryAllReduce"),
-        (4, 1, {"use_parallel_embedding": True}, {}, "_SharedMemoryAllReduce"),
-        (2, 1, {"use_parallel_embedding": True, "embedding_sharding_dim": 1}, {}, "_SharedMemoryAllReduce"),
-        (2, 1, {}, {"SHARDYARD_NO_COMPILER": "1"}, "_MpiAllReduce"),
+        (2, 2, {}, {}, "SharedMemoryAllReduce"),
+        (4, 1, {"use_parallel_embedding": True}, {}, "SharedMemoryAllReduce"),
+        (2, 1, {"use_parallel_embedding": True, "embedding_sharding_dim": 1}, {}, "SharedMemoryAllReduce"),
+        (2, 1, {}, {"SHARDYARD_NO_COMPILER": "1"}, "MpiAllReduce"),
     ],
     ids=["tp2pp2", "embedding_rows", "embedding_columns", "python_all_reduce"],
 )
@@ -192,9 +192,16 @@ def test_a_world_that_cannot_start_says_why(
     assert hint in err
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
 @pytest.mark.parametrize(
-    ("env", "kind"), [({}, "_SharedMemoryAllReduce"), ({"SHARDYARD_NO_COMPILER": "1"}, "_MpiAllReduce")]
+    ("ranks", "hosts", "env", "kind"),
+    [
+        (2, 1, {}, "SharedMemoryAllReduce"),
+        (3, 1, {}, "SharedMemoryAllReduce"),
+        (3, 1, {"SHARDYARD_NO_COMPILER": "1"}, "MpiAllReduce"),
+        (4, 2, {}, "HostsAllReduce"),
+        (3, 2, {}, "HostsAllReduce"),
+        (2, 2, {}, "MpiAllReduce"),
+    ],
 )
-def test_sums_are_equal_to_the_bit(run_world: Any, ranks: int, env: dict[str, str], kind: str) -> None:
-    assert run_world(ranks, "sums.py", env=env) == {"equal": True, "kind": kind}
+def test_sums_are_equal_to_the_bit(run_world: Any, ranks: int, hosts: int, env: dict[str, str], kind: str) -> None:
+    assert run_world(ranks, "sums.py", hosts, env=env) == {"equal": True, "kind": kind}
