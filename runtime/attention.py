@@ -22,13 +22,17 @@ __all__ = ["BLOCK_TOKENS", "PagedInputs", "cache_parameters", "paged_attention"]
 
 @dataclass(frozen=True)
 class PagedInputs:
-    """The inputs that all layers share: where each sequence's tokens lie in the batch and in the cache."""
+    """The inputs that all layers share: where each sequence's tokens lie in the batch and in the cache.
+
+    ``block_copies``: as ``StepPlan.copies``, for layers that keep their caches themselves.
+    """
 
     past_lens: Any
     subsequence_begins: Any
     block_indices: Any
     block_indices_begins: Any
     max_context_len: Any
+    block_copies: Any = None
 
 
 def cache_parameters(layer: int) -> tuple[Any, Any]:

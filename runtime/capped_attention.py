@@ -26,7 +26,10 @@ _QUERIES = 128
 
 def capped_attention(q: Any, k: Any, v: Any, shared: PagedInputs, spec: AttentionSpec, window: int) -> Any:
     """Return attention's output [tokens, heads · head_size]; arguments as ``paged_attention`` has them."""
-    places = (shared.past_lens, shared.subsequence_begins, shared.block_indices, shared.block_indices_begins)
+    places = (
+        *(shared.past_lens, shared.subsequence_begins, shared.block_indices, shared.block_indices_begins),
+        shared.block_copies,
+    )
     inputs = [x if isinstance(x, ov.Output) else x.output(0) for x in (q, k, v, *places)]
     return _CappedAttention(inputs, _Attention(spec, window)).output(0)
 
@@ -40,10 +43,11 @@ class _Attention:
 
     def run(self, q: Array, k: Array, v: Array, places: list[NDArray[np.int32]]) -> Array:
         """Store the new keys and values, and return the attention of all sequences of the step."""
-        past, begins, blocks, block_begins = places
+        past, begins, blocks, block_begins, copies = places
         size = self.spec.head_size
         k, v, out = k.reshape(len(k), -1, size), v.reshape(len(v), -1, size), np.empty_like(q)
         self._make_room(int(blocks.max(initial=-1)) + 1)
+        self._copy(copies[::2], copies[1::2])
         for index, before in enumerate(past):
             start, stop = begins[index : index + 2]
             held = blocks[block_begins[index] : block_begins[index + 1]]
@@ -53,6 +57,11 @@ class _Attention:
                 last = min(first + _QUERIES, stop)
                 out[first:last] = self._attend(q[first:last], slots[: before + last - start])
         return out
+
+    def _copy(self, sources: NDArray[np.int32], targets: NDArray[np.int32]) -> None:
+        for cache in (self.keys, self.values):
+            by_block = cache.reshape(-1, BLOCK_TOKENS, *cache.shape[1:])
+            by_block[targets] = by_block[sources]
 
     def _make_room(self, blocks: int) -> None:
         have = len(self.keys)

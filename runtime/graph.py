@@ -41,7 +41,8 @@ def build_graph(
     """Return the rank's ``ov.Model``.
 
     Inputs, int32: ``input_ids`` [tokens] on the first stage, else ``hidden`` float32 [tokens, hidden];
-    ``position_ids`` [tokens]; paged attention's five; on the last stage ``sample_idx`` [rows], the tokens whose logits
+    ``position_ids`` [tokens]; paged attention's five, and ``block_copies`` where the network keeps the
+    cache itself (``capped_attention``); on the last stage ``sample_idx`` [rows], the tokens whose logits
     are wanted. Output: ``logits`` float32 [rows, vocab_valid] on the last stage, else ``hidden_out``.
     ``all_reduce`` may be None when ``spec.tp`` is 1. The arrays must stay alive until the first inference has ended.
     With a ``pool`` the network adds its adapters to the products, and has their inputs.
@@ -97,6 +98,7 @@ class _Graph:
             block_indices=self._input("block_indices", [-1]),
             block_indices_begins=self._input("block_indices_begins", [-1]),
             max_context_len=self._input("max_context_len", []),
+            block_copies=self._input("block_copies", [-1]) if self.spec.attention.softcap is not None else None,
         )
 
     def _head(self, x: Any) -> Any:

@@ -165,6 +165,10 @@ class RankModel:
             inputs["hidden"] = self.world.receive_hidden(len(plan.tokens), self.spec.hidden)  # type: ignore[assignment]
         if self.spec.last:
             inputs["sample_idx"] = plan.samples
+        if self.spec.attention.softcap is not None:
+            inputs["block_copies"] = plan.copies  # These layers keep their caches to themselves.
+        for cache in self._caches.values() if len(plan.copies) else ():
+            cache.data[plan.copies[1::2]] = cache.data[plan.copies[::2]]
         request = self._request
         if self.adapters and len(plan.adapters):
             self.prepare_adapters()

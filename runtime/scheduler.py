@@ -1,9 +1,9 @@
 """The scheduler: which sequences run, and which of their tokens each step takes.
 
 In-flight batching: a sequence joins as soon as there is room and leaves as soon as it ends. Admission is in order of
-arrival and reserves the blocks of the longest possible answer, so a running sequence is never evicted (TensorRT-LLM's
-guaranteed_no_evict). A step serves those first that have waited longest: one token for each that decodes, and as much
-of their prompts as the step has room for (chunked prefill).
+arrival and keeps enough blocks back for the longest possible answers, so a running sequence is never evicted
+(TensorRT-LLM's guaranteed_no_evict). A step serves those first that have waited longest: one token for each that
+decodes, and as much of their prompts as the step has room for (chunked prefill).
 
 With pp stages, up to pp steps are under way at a time, so each takes about 1/pp of the running sequences and of the
 tokens that a step may have.
@@ -12,23 +12,12 @@ tokens that a step may have.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-
-import numpy as np
 
 from shardyard.runtime.kv_cache import BlockAllocator
 from shardyard.runtime.sequence import Sequence
-from shardyard.runtime.step_plan import Ints, StepPlan
+from shardyard.runtime.step import Step, build_step
 
 __all__ = ["Scheduler", "Step"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step: its plan, and for each of the plan's sample rows the sequence that gets a token from it."""
-
-    plan: StepPlan
-    rows: list[Sequence]
 
 
 class Scheduler:
@@ -42,9 +31,28 @@ class Scheduler:
         self.steps = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; admit it if there is room. Its ``most_tokens`` must fit into the whole cache."""
+        """Queue a sequence; admit it if there is room. Its ``most_blocks`` must fit into the whole cache."""
         self.waiting.append(sequence)
         self._admit()
+
+    def fork(self, parent: Sequence, child: Sequence) -> None:
+        """Let ``child`` go on from where ``parent`` is: same tokens so far, same blocks of the cache.
+
+        A block that is full stays common to both. The last one, if it is not, is copied when either writes to it first.
+        A sequence that was added with ``width`` n can be forked n - 1 times; more often where a sequence of the same
+        prompt is removed for each, after the forks and before the next step.
+        """
+        child.past, child.width = parent.past, 1
+        parent.width = max(1, parent.width - 1)
+        child.blocks = parent.blocks[: self.allocator.needed(parent.past)]
+        self.allocator.share(child.blocks)
+        self.running.append(child)
+
+    def most_blocks(self, sequence: Sequence) -> int:
+        """Blocks that the sequence and its future forks take at most; forks have the prompt's full blocks in common."""
+        whole = self.allocator.needed(sequence.most_tokens)
+        common = len(sequence.request.prompt) // self.allocator.block_tokens
+        return whole + (sequence.width - 1) * (whole - common)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, free its blocks, and admit who has been waiting for them.
@@ -65,7 +73,10 @@ class Scheduler:
         chosen = self._choose()
         if not chosen:
             return None
-        step = _step(chosen, self.allocator)
+        copies: list[int] = []
+        for sequence, count in chosen:
+            copies += self._hold(sequence, sequence.past + count)
+        step = build_step(chosen, copies, self.allocator)
         for sequence, count in chosen:
             sequence.past += count
             sequence.served = self.steps
@@ -73,13 +84,40 @@ class Scheduler:
         return step
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_batch_size:
-            blocks = self.allocator.needed(self.waiting[0].most_tokens)
-            if not self.allocator.can_take(blocks):
+        while self.waiting:
+            width = self.waiting[0].width
+            if sum(sequence.width for sequence in self.running) + width > self.max_batch_size:
+                return
+            if self.most_blocks(self.waiting[0]) > self.allocator.available - self._promised():
                 return  # Nobody overtakes: a long request would wait for ever behind short ones.
-            sequence = self.waiting.popleft()
-            sequence.blocks = self.allocator.take(blocks)
-            self.running.append(sequence)
+            self.running.append(self.waiting.popleft())
+
+    def _promised(self) -> int:
+        """Blocks that those who run may still take."""
+        to_come = sum(self.most_blocks(sequence) - len(sequence.blocks) for sequence in self.running)
+        # Of those who have an unfinished block in common, all but one will need a copy of it.
+        writing = [sequence.blocks[at] for sequence in self.running if (at := self._writes_at(sequence)) is not None]
+        return to_come + len(writing) - len(set(writing))
+
+    def _writes_at(self, sequence: Sequence) -> int | None:
+        """Which of its blocks the sequence writes to next; None: one that it has not taken yet."""
+        at = sequence.past // self.allocator.block_tokens
+        return at if at < len(sequence.blocks) else None
+
+    def _hold(self, sequence: Sequence, end: int) -> list[int]:
+        """Take the blocks for the sequence's tokens up to ``end``; return what must be copied, as ``StepPlan.copies``.
+
+        Blocks that others hold too are full or have the sequence's next place in them; that one is replaced.
+        """
+        copies = []
+        at = self._writes_at(sequence)
+        if at is not None and self.allocator.shared(sequence.blocks[at]):
+            (own,) = self.allocator.take(1)
+            copies = [sequence.blocks[at], own]
+            self.allocator.give_back([sequence.blocks[at]])
+            sequence.blocks[at] = own
+        sequence.blocks += self.allocator.take(max(0, self.allocator.needed(end) - len(sequence.blocks)))
+        return copies
 
     def _choose(self) -> list[tuple[Sequence, int]]:
         """Return sequences with the number of tokens that the step takes of each."""
@@ -97,32 +135,3 @@ class Scheduler:
             chosen.append((sequence, count))
             room -= count
         return chosen
-
-
-def _step(chosen: list[tuple[Sequence, int]], allocator: BlockAllocator) -> Step:
-    tokens: list[int] = []
-    begins, past, blocks, block_begins = [0], [], [], [0]
-    samples: list[int] = []
-    full: list[int] = []
-    rows: list[Sequence] = []
-    for sequence, count in chosen:
-        end = sequence.past + count
-        tokens += sequence.tokens[sequence.past : end]
-        begins.append(len(tokens))
-        past.append(sequence.past)
-        blocks += sequence.blocks[: allocator.needed(end)]
-        block_begins.append(len(blocks))
-        if end == len(sequence.tokens):
-            if sequence.needs_row:
-                full.append(len(rows))
-            samples.append(len(tokens) - 1)
-            rows.append(sequence)
-    adapters = [sequence.adapter for sequence, _ in chosen]
-    if max(adapters) < 0:
-        adapters = []
-    lists = (tokens, past, begins, blocks, block_begins, samples, full, adapters)
-    return Step(StepPlan(*(_ints(values) for values in lists)), rows)
-
-
-def _ints(values: list[int]) -> Ints:
-    return np.array(values, np.int32)

@@ -17,7 +17,7 @@ class Sequence:
     """``tokens``: prompt and answer so far; ``past`` of them are in the cache or on their way into it.
 
     ``served`` is the number of the step that last took tokens of it. ``adapter``: where its adapter lies on every rank;
-    -1: it has none.
+    -1: it has none. ``width``: how many answers it will be forked into, itself included.
     """
 
     id: int
@@ -28,6 +28,7 @@ class Sequence:
     served: int = -1
     blocks: list[int] = field(default_factory=list)
     adapter: int = -1
+    width: int = 1
 
     @property
     def pending(self) -> int:

