@@ -82,7 +82,8 @@ def test_promised_blocks_are_there(jobs: list[tuple[int, int, int]], data: Any) 
             group = [s for s in scheduler.running if s.id // 10 == row.id // 10]
             if row.width > 1:
                 group += [fork(scheduler, row, row.id + 1 + n) for n in range(row.width - 1)]
-            elif row in group and len(group) > 1 and data.draw(st.booleans()):  # As in a beam search: one takes another's place.
+            # As in a beam search: one takes the place of another.
+            elif row in group and len(group) > 1 and data.draw(st.booleans()):
                 other = data.draw(st.sampled_from([s for s in group if s is not row]))
                 if not other.pending and not row.pending:
                     fork(scheduler, row, other.id)
