@@ -6,17 +6,27 @@ import itertools
 import threading
 import traceback
 from collections import deque
+from concurrent.futures import Future
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from shardyard.errors import BusyError, LaunchError, RequestError, ShardyardError
+from shardyard.runtime.adapters.peft import AdaptedModel
+from shardyard.runtime.adapters.sites import adapted_widths
+from shardyard.runtime.adapters.store import AdapterStore
 from shardyard.runtime.engine_config import read_engine_config
+from shardyard.runtime.guides.checking import check_guide
 from shardyard.runtime.kv_cache import BLOCK_TOKENS, BlockAllocator
 from shardyard.runtime.leader import Leader
 from shardyard.runtime.loading import load_rank
-from shardyard.runtime.request import Limits, Output, Request, Stats, check_request
+from shardyard.runtime.rank import RankModel
+from shardyard.runtime.request import Guide, Limits, Output, Request, Stats, check_request
 from shardyard.runtime.scheduler import Scheduler
 from shardyard.runtime.sequence import OnOutput, Sequence
 from shardyard.runtime.world import World
+
+if TYPE_CHECKING:  # The parser is loaded when the first guide comes.
+    from shardyard.runtime.guides.grammars import Grammar, Grammars
 
 __all__ = ["Executor"]
 
@@ -25,7 +35,8 @@ class Executor:
     """An engine that answers requests. MPI rank 0 makes one; all other ranks run ``runtime.worker``.
 
     MPI, if the engine has more than one rank, is used from the executor's thread only. ``max_queue_size``: requests
-    that may wait; 0 is no limit. Returns when the engine is ready.
+    that may wait; 0 is no limit. ``tokenizer``: the folder with the model's tokenizer.json, for guided answers.
+    ``lora_dir``: the folder of adapters, ``<id>/adapter_config.json``. Returns when the engine is ready.
 
     Raises:
         ArtifactError: the engine folder is broken.
@@ -33,9 +44,13 @@ class Executor:
         LaunchError: the MPI world has another size than the engine.
     """
 
-    def __init__(self, engine: Path, *, max_queue_size: int = 0) -> None:
+    def __init__(
+        self, engine: Path, *, max_queue_size: int = 0, tokenizer: Path | None = None, lora_dir: Path | None = None
+    ) -> None:
         self.engine, self.config = engine, read_engine_config(engine)
-        self.max_queue_size = max_queue_size
+        self.max_queue_size, self.tokenizer, self.lora_dir = max_queue_size, tokenizer, lora_dir
+        self._grammars: Grammars | None = None
+        self._adapters: AdapterStore | None = None
         self.error: Exception | None = None
         self.limits = Limits(self.config.vocab, self.config.max_seq_len, self.config.kv_blocks * BLOCK_TOKENS)
         allocator = BlockAllocator(self.config.kv_blocks, BLOCK_TOKENS)
@@ -64,6 +79,7 @@ class Executor:
             RequestError: the request cannot be served, or the engine has stopped.
         """
         check_request(request, self.limits)
+        self._check_means(request)
         with self._wake:
             if self._stopping or self.error:
                 raise RequestError("the engine has stopped", why=str(self.error or "it was shut down"))
@@ -79,6 +95,14 @@ class Executor:
             self._new.append(sequence)
             self._wake.notify()
         return sequence.id
+
+    def _check_means(self, request: Request) -> None:
+        if request.guide:
+            if self.tokenizer is None:
+                raise RequestError("guided answers are not possible", why="the engine was started without a tokenizer")
+            check_guide(request.guide)
+        if request.lora_id is not None and self._adapters:
+            self._adapters.check(request.lora_id)
 
     def cancel(self, id: int) -> None:
         """End a request; its last output says cancelled. Ids that are finished or unknown are ignored."""
@@ -120,7 +144,7 @@ class Executor:
 
     def _queued(self) -> int:
         """Requests that wait for a place in the batch; new ones that will get one at the next step do not."""
-        waiting = len(self.scheduler.waiting)
+        waiting = len(self.scheduler.waiting) + (len(self._leader.preparing) if self._leader else 0)
         free = 0 if waiting else self.scheduler.max_batch_size - len(self.scheduler.running)
         return waiting + max(0, len(self._new) - free)
 
@@ -128,7 +152,9 @@ class Executor:
         world = None
         try:
             world = World(self.config.tp, self.config.pp)
-            self._leader = leader = Leader(load_rank(self.engine, self.config, world), self.scheduler)
+            model = load_rank(self.engine, self.config, world)
+            self._adapters = self._store(model, world)
+            self._leader = leader = Leader(model, self.scheduler, self._compile, self._adapters)
             self._ready.set()
             while self._take_orders(leader):
                 leader.advance()
@@ -138,6 +164,23 @@ class Executor:
             self._fail(error, world)
         finally:
             self._ready.set()
+            if self._grammars:
+                self._grammars.close()
+
+    def _store(self, model: RankModel, world: World) -> AdapterStore:
+        config, fits = self.config, None
+        if model.adapters:
+            widths = adapted_widths(model.spec, config.kv_heads)
+            fits = AdaptedModel(config.layers, widths, config.cpu.lora_max_rank)
+        return AdapterStore(self.lora_dir, fits, config.cpu.lora_adapters, world.size)
+
+    def _compile(self, guide: Guide) -> Future[Grammar]:
+        """Start to compile a guide; the parser and the tokenizer are loaded when the first one comes."""
+        if self._grammars is None:
+            from shardyard.runtime.guides.grammars import Grammars
+
+            self._grammars = Grammars(self.tokenizer or Path(), self.config.vocab)
+        return self._grammars.compile(guide)
 
     def _take_orders(self, leader: Leader) -> bool:
         """Hand new requests and cancellations to the leader; sleep while there is nothing to do. False: stop."""
@@ -158,7 +201,7 @@ class Executor:
         reason = str(error) if known else traceback.format_exc()
         with self._wake:
             self.error = error if known else LaunchError("the engine's leader failed", why=str(error))
-            left = [*self._new, *self.scheduler.waiting, *self.scheduler.running]
+            left = [*self._new, *(self._leader.sequences if self._leader else [])]
         for sequence in left:
             sequence.on_output(Output(sequence.id, [], True, "error", f"the engine has failed: {error}"))
         if world is not None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import numpy as np
 
+from shardyard.runtime.adapters.loading import AdapterLoader
+from shardyard.runtime.adapters.orders import LoadOrder
+from shardyard.runtime.adapters.store import AdapterStore
+from shardyard.runtime.preparing import Compile, Preparing
 from shardyard.runtime.rank import RankModel
 from shardyard.runtime.request import FinishReason, Output
 from shardyard.runtime.results import Floats, StepResult, merge_results, pack_result, result_size
@@ -15,12 +20,20 @@ from shardyard.runtime.sequence import Sequence
 
 __all__ = ["Leader"]
 
+#: Seconds between two looks at what the waiting requests need, while nothing else runs.
+_PREPARING_NAP = 0.0005
+
 
 class Leader:
-    """Runs steps, one at a time or, with pipeline stages, one per stage. Used from one thread."""
+    """Runs steps, one at a time or, with pipeline stages, one per stage. Used from one thread.
 
-    def __init__(self, model: RankModel, scheduler: Scheduler) -> None:
+    ``compile`` starts to compile a guide; ``adapters``: those that requests may name.
+    """
+
+    def __init__(self, model: RankModel, scheduler: Scheduler, compile: Compile, adapters: AdapterStore) -> None:
         self.model, self.world, self.scheduler = model, model.world, scheduler
+        self._adapters, self._loader = adapters, AdapterLoader(model)
+        self.preparing = Preparing(compile, adapters, self._order)
         self.prompt_tokens = self.generated_tokens = 0
         self._sequences: dict[int, Sequence] = {}
         # Steps whose tokens are still to come, oldest first, with this rank's own share of the result if it has one.
@@ -31,10 +44,15 @@ class Leader:
         """Whether any request is unfinished."""
         return bool(self._sequences or self._under_way)
 
+    @property
+    def sequences(self) -> list[Sequence]:
+        """The unfinished requests."""
+        return list(self._sequences.values())
+
     def add(self, sequence: Sequence) -> None:
         """Take a request."""
         self._sequences[sequence.id] = sequence
-        self.scheduler.add(sequence)
+        self.preparing.add(sequence)
 
     def cancel(self, id: int) -> None:
         """End a request; its blocks are free at once. Unknown ids are ignored."""
@@ -48,14 +66,32 @@ class Leader:
             self.cancel(id)
         while self._under_way:
             self._collect()
+        self._loader.close()
 
     def advance(self) -> None:
         """Start the next step if one is possible and a stage is free, else wait for the oldest's tokens."""
+        self._admit()
         step = self.scheduler.next_step() if len(self._under_way) < self.world.pp else None
         if step:
             self._start(step)
         if self._under_way and (not step or len(self._under_way) >= self.world.pp):
             self._collect()
+        elif not step:
+            time.sleep(_PREPARING_NAP)
+
+    def _admit(self) -> None:
+        """Give the scheduler the sequences that have their grammar and adapter."""
+        for loaded in [*self._loader.finished(), *self.world.receive_loaded()]:
+            self._adapters.answer(loaded)
+        for sequence, problem in self.preparing.ready():
+            if problem is None:
+                self.scheduler.add(sequence)
+            else:
+                self._finish(sequence, Output(sequence.id, [], True, "error", problem))
+
+    def _order(self, order: LoadOrder) -> None:
+        self.world.send_load(order)
+        self._loader.start(order)
 
     def _start(self, step: Step) -> None:
         self.world.send_plan(step.plan)
@@ -93,7 +129,8 @@ class Leader:
                     raise ValueError("the logits are not finite")
             else:
                 sampling = sequence.request.sampling
-                token = choose(logits, sampling, sequence.tokens, sequence.generated, sequence.barred)
+                allowed = sequence.guide.allowed(len(logits)) if sequence.guide else None
+                token = choose(logits, sampling, sequence.tokens, sequence.generated, sequence.barred, allowed)
                 if sequence.request.want_log_probs:
                     log_probs = [log_probability(logits, token)]
             self._emit(sequence, token, sequence.append(token), log_probs)
@@ -114,7 +151,8 @@ class Leader:
     def _finish(self, sequence: Sequence, output: Output) -> None:
         """Forget the sequence, free its blocks, and give its owner the last output, whatever the owner does with it."""
         del self._sequences[sequence.id]
-        self.scheduler.remove(sequence)
+        if not self.preparing.remove(sequence):
+            self.scheduler.remove(sequence)
         self.prompt_tokens += len(sequence.request.prompt)
         try:
             sequence.on_output(output)

@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from shardyard.errors import ArtifactError
+from shardyard.runtime.adapters.pool import AdapterPool
+from shardyard.runtime.adapters.sites import find_sites
 from shardyard.runtime.engine_config import EngineConfig, check_machine, rank_engine
 from shardyard.runtime.engine_file import open_engine
+from shardyard.runtime.network import NetworkSpec
 from shardyard.runtime.rank import RankModel, RankSettings
 from shardyard.runtime.step_plan import StepPlan
 from shardyard.runtime.world import World, pin_to_cores
@@ -41,10 +44,19 @@ def load_rank(folder: Path, config: EngineConfig, world: World) -> RankModel:
     threads = config.cpu.threads or max(1, len(os.sched_getaffinity(0)) // ranks)
     pin_to_cores(number, ranks, threads)
     cpu = config.cpu
-    model = RankModel(spec, arrays, world, RankSettings(cpu.compute, cpu.kv_cache, config.kv_blocks, threads))
+    settings = RankSettings(cpu.compute, cpu.kv_cache, config.kv_blocks, threads)
+    model = RankModel(spec, arrays, world, settings, adapters=_room_for_adapters(spec, config, world))
     # The plugin packs the weights when it first runs: better now than during the first request.
     model.run(_one_token())
     return model
+
+
+def _room_for_adapters(spec: NetworkSpec, config: EngineConfig, world: World) -> AdapterPool | None:
+    layers = world.gather(len(spec.layers))[world.tp_rank :: world.tp]
+    if not config.cpu.lora_adapters:
+        return None
+    sites = find_sites(spec, config.kv_heads, sum(layers[: world.stage]))
+    return AdapterPool(sites, config.cpu.lora_adapters, config.cpu.lora_max_rank)
 
 
 def _one_token() -> StepPlan:

@@ -204,7 +204,7 @@ def check_request(request: Request, limits: Limits) -> None:
 #: What the engine does not do yet: these fields must keep their defaults.
 _NOT_YET = {
     "want_context_logits", "want_generation_logits", "bad_words", "embedding_bias", "num_return_sequences", "priority",
-    "guide", "lora_id", "top_p_decay", "min_p", "beam_width",
+    "top_p_decay", "min_p", "beam_width",
 }  # fmt: skip
 
 

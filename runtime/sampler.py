@@ -24,14 +24,22 @@ Row = NDArray[np.float32]
 _FIRST_CANDIDATES = 64
 
 
-def choose(row: Row, params: SamplingParams, tokens: Sequence[int], index: int, barred: Sequence[int] = ()) -> int:
+def choose(
+    row: Row,
+    params: SamplingParams,
+    tokens: Sequence[int],
+    index: int,
+    barred: Sequence[int] = (),
+    allowed: NDArray[np.bool_] | None = None,
+) -> int:
     """Return a token id.
 
     ``row``: logits, float32 [vocab], left as they are. ``tokens``: prompt and answer so far, for the penalties.
-    ``index``: how many tokens were chosen before. ``barred``: ids that must not be chosen.
+    ``index``: how many tokens were chosen before. ``barred``: ids that must not be chosen. ``allowed``: bool [vocab],
+    those that may.
 
     Raises:
-        ValueError: the logits are not finite.
+        ValueError: the logits are not finite, or no token is left.
     """
     if not np.isfinite(row).all():
         raise ValueError("the logits are not finite")
@@ -42,6 +50,10 @@ def choose(row: Row, params: SamplingParams, tokens: Sequence[int], index: int, 
     if barred:
         row = row.copy()
         row[list(barred)] = -np.inf
+    if allowed is not None:
+        row = np.where(allowed, row, np.float32(-np.inf))
+        if row.max() == -np.inf:
+            raise ValueError("no token is left that the guide and min_tokens allow")
     if params.greedy:
         return int(row.argmax())
     return _draw(row, params, uniform(params.seed, index))

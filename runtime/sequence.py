@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from shardyard.runtime.guides.guided_answer import GuidedAnswer
 from shardyard.runtime.request import FinishReason, Output, Request
 
 __all__ = ["OnOutput", "Sequence"]
@@ -17,7 +18,8 @@ class Sequence:
     """``tokens``: prompt and answer so far; ``past`` of them are in the cache or on their way into it.
 
     ``served`` is the number of the step that last took tokens of it. ``adapter``: where its adapter lies on every rank;
-    -1: it has none. ``width``: how many answers it will be forked into, itself included.
+    -1: it has none. ``guide``: what the answer must be. ``width``: how many answers it will be forked into, itself
+    included.
     """
 
     id: int
@@ -28,6 +30,7 @@ class Sequence:
     served: int = -1
     blocks: list[int] = field(default_factory=list)
     adapter: int = -1
+    guide: GuidedAnswer | None = None
     width: int = 1
 
     @property
@@ -55,10 +58,13 @@ class Sequence:
         """Whether choosing the next token takes more than the largest logit."""
         sampling = self.request.sampling
         plain = sampling.greedy and not sampling.penalized and not self.request.want_log_probs
-        return not plain or bool(self.barred)
+        return not plain or bool(self.barred) or self.request.guide is not None
 
     def append(self, token: int) -> FinishReason | None:
-        """Add the next token, unless it is an end id; return why the answer ends here, if it does."""
+        """Add the next token, unless it is an end id; return why the answer ends here, if it does.
+
+        A guided answer to which nothing can be added ends as by a stop word.
+        """
         request = self.request
         if token in request.end_ids:
             return "end_id"
@@ -66,5 +72,9 @@ class Sequence:
         answered = self.generated
         for word in request.stop_words:
             if answered >= len(word) and tuple(self.tokens[-len(word) :]) == word and answered >= request.min_tokens:
+                return "stop_word"
+        if self.guide:
+            self.guide.follow(self.tokens[len(request.prompt) :])
+            if self.guide.complete:
                 return "stop_word"
         return "length" if answered >= request.max_new_tokens else None

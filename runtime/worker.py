@@ -14,9 +14,13 @@ from pathlib import Path
 
 from shardyard.errors import ShardyardError
 from shardyard.heartbeat import Heartbeat
+from shardyard.runtime.adapters.loading import AdapterLoader
+from shardyard.runtime.adapters.orders import LoadOrder
 from shardyard.runtime.engine_config import read_engine_config
 from shardyard.runtime.loading import load_rank
+from shardyard.runtime.rank import RankModel
 from shardyard.runtime.results import pack_result
+from shardyard.runtime.step_plan import StepPlan
 from shardyard.runtime.watch import LeaderWatch
 from shardyard.runtime.world import World
 
@@ -31,11 +35,14 @@ def follow(folder: Path) -> None:
     try:
         model = load_rank(folder, config, world)
         Heartbeat(world.rank, "worker", working_s=lambda: model.working_s)
-        while (plan := world.receive_plan()) is not None:
-            logits = model.run(plan)
-            if logits is not None and len(plan.samples):
-                world.send_result(pack_result(logits, plan, model.spec.vocab_start))
+        loader = AdapterLoader(model)
+        while (order := world.receive_order(lambda: _report(loader, world))) is not None:
+            if isinstance(order, LoadOrder):
+                loader.start(order)
+            else:
+                _run(model, order, world)
         watch.stop()
+        loader.close()
         world.flush()
     except ShardyardError as error:
         world.abort(str(error))
@@ -43,6 +50,17 @@ def follow(folder: Path) -> None:
     except BaseException:
         world.abort(traceback.format_exc())
         raise
+
+
+def _run(model: RankModel, plan: StepPlan, world: World) -> None:
+    logits = model.run(plan)
+    if logits is not None and len(plan.samples):
+        world.send_result(pack_result(logits, plan, model.spec.vocab_start))
+
+
+def _report(loader: AdapterLoader, world: World) -> None:
+    for loaded in loader.finished():
+        world.send_loaded(loaded)
 
 
 def main(argv: list[str] | None = None) -> int:

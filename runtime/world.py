@@ -1,8 +1,8 @@
-"""The MPI world of one engine: who is who, and the three kinds of message between ranks.
+"""The MPI world of one engine: who is who, and the kinds of message between ranks.
 
 Ranks are numbered as TensorRT-LLM numbers them, tensor parallel fastest. Rank 0 leads: it sends each step's plan to all
 others. Hidden states go from each rank to the rank of the same tp number on the next stage. The last stage's ranks
-send what came of the step to the leader.
+send what came of the step to the leader. Orders to load an adapter go the way of the plans, in order with them.
 
 Everything here is called from one thread of the process. A world of one rank needs no MPI and does not start it.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,13 @@ import psutil
 from numpy.typing import NDArray
 
 from shardyard.errors import LaunchError
+from shardyard.runtime.adapters.orders import Loaded, LoadOrder
 from shardyard.runtime.step_plan import STOP, StepPlan
 from shardyard.runtime.waiting import wait_until
 
 __all__ = ["World", "pin_to_cores"]
 
-_PLAN, _HIDDEN, _RESULT = 1, 2, 3
+_PLAN, _HIDDEN, _RESULT, _LOADED = 1, 2, 3, 4
 #: Messages that may be under way per rank before the sender waits for the oldest.
 _MOST_UNDER_WAY = 64
 
@@ -64,6 +66,10 @@ class World:
         here = [rank for rank, name in enumerate(names) if name == names[self.rank]]
         return here.index(self.rank), len(here)
 
+    def gather(self, value: int) -> list[int]:
+        """Return what each rank gave, by rank. All ranks call it."""
+        return [value] if self.comm is None else list(self.comm.allgather(value))
+
     def agree(self, value: str) -> bool:
         """Tell whether all ranks gave the same value. All ranks call it."""
         return self.comm is None or len(set(self.comm.allgather(value))) == 1
@@ -73,6 +79,11 @@ class World:
         if self.size > 1:
             self._send_to_all(plan.encode())
 
+    def send_load(self, order: LoadOrder) -> None:
+        """Leader: have all other ranks load an adapter."""
+        if self.size > 1:
+            self._send_to_all(order.encode())
+
     def send_stop(self) -> None:
         """Leader: end all other ranks."""
         self._send_to_all(STOP)
@@ -81,15 +92,39 @@ class World:
         for rank in range(1, self.size):
             self._send(message, rank, _PLAN)
 
-    def receive_plan(self) -> StepPlan | None:
-        """Others: wait for the next step; None is the end."""
+    def receive_order(self, meanwhile: Callable[[], None]) -> StepPlan | LoadOrder | None:
+        """Others: wait for the next step or order, calling ``meanwhile`` again and again; None is the end."""
         from mpi4py import MPI
 
         status = MPI.Status()
-        wait_until(lambda: self.comm.Iprobe(0, _PLAN, status))
+
+        def arrived() -> bool:
+            meanwhile()
+            return bool(self.comm.Iprobe(0, _PLAN, status))
+
+        wait_until(arrived)
         message = np.empty(status.Get_count(MPI.INT32_T), np.int32)
         self.comm.Recv(message, 0, _PLAN)
-        return None if len(message) == len(STOP) else StepPlan.decode(message)
+        if len(message) == len(STOP):
+            return None
+        return LoadOrder.decode(message) or StepPlan.decode(message)
+
+    def send_loaded(self, loaded: Loaded) -> None:
+        """Others: tell the leader that an order to load was carried out."""
+        self._send(loaded.encode(), 0, _LOADED)
+
+    def receive_loaded(self) -> list[Loaded]:
+        """Leader: return what the other ranks have said since the last call, without waiting."""
+        if self.size == 1:
+            return []
+        from mpi4py import MPI
+
+        status, answers = MPI.Status(), []
+        while self.comm.Iprobe(MPI.ANY_SOURCE, _LOADED, status):
+            message = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            self.comm.Recv(message, status.Get_source(), _LOADED)
+            answers.append(Loaded.decode(message))
+        return answers
 
     def send_hidden(self, hidden: NDArray[np.float32]) -> None:
         """Give hidden states [tokens, hidden] to the next stage. The array must not change afterwards."""

@@ -20,10 +20,8 @@ from llguidance.gbnf_to_lark import any_to_lark
 from shardyard.errors import ArtifactError, RequestError
 from shardyard.runtime.request import Guide, GuideKind
 
-__all__ = ["Grammar", "Grammars", "check_guide"]
+__all__ = ["Grammar", "Grammars"]
 
-#: Bytes of a guide's text; a longer one is a mistake or an attack.
-_MOST_TEXT = 1 << 20
 #: A JSON text in the sense of TensorRT-LLM's guide ``json``: an object or an array.
 _ANY_JSON = '{"type": ["object", "array"]}'
 
@@ -77,20 +75,6 @@ class Grammars:
         if matcher.is_error():
             raise _bad_grammar(guide, matcher.get_error())
         return Grammar(matcher, tuple(self._tokenizer.eos_tokens))
-
-
-def check_guide(guide: Guide) -> None:
-    """Check what can be said of a guide without compiling it.
-
-    Raises:
-        RequestError: its kind is unknown, or its text is missing or too long.
-    """
-    if guide.kind not in _GRAMMARS:
-        raise RequestError(f"guide type {guide.kind!r} is unknown", why=f"known: {', '.join(_GRAMMARS)}")
-    if guide.kind != "json" and not guide.text.strip():
-        raise RequestError(f"the guide is empty, and its type is {guide.kind}", fix="send the text of the guide too")
-    if len(guide.text) > _MOST_TEXT:
-        raise RequestError(f"the guide has {len(guide.text)} characters", why=f"at most {_MOST_TEXT} are possible")
 
 
 def _schema(text: str) -> str:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shardyard.runtime.guides.grammars import Grammar
+if TYPE_CHECKING:  # The parser is loaded when the first guide comes.
+    from shardyard.runtime.guides.grammars import Grammar
 
 __all__ = ["GuidedAnswer"]
 
-Row = NDArray[np.float32]
-
 
 class GuidedAnswer:
-    """Leaves a row of logits only the tokens with which the text can still become one of the grammar.
+    """Knows the tokens with which the text can still become one of the grammar.
 
     The grammar's parser is copied. ``ends``: the request's end ids, which are allowed exactly where the grammar accepts
     the text so far.
@@ -25,6 +26,12 @@ class GuidedAnswer:
         self._matcher = grammar.matcher.deep_copy()
         self._ends, self._special = list(ends), list(grammar.ends)
         self._taken = 0
+
+    def fork(self) -> GuidedAnswer:
+        """Return a second answer that goes on from here by itself."""
+        other = copy.copy(self)
+        other._matcher = self._matcher.deep_copy()
+        return other
 
     def follow(self, answer: Sequence[int]) -> None:
         """Take the tokens of the answer that are new.
@@ -42,8 +49,8 @@ class GuidedAnswer:
         """Whether nothing can be added to the text."""
         return bool(self._matcher.is_stopped())
 
-    def mask(self, row: Row) -> Row:
-        """Return ``row``, float32 [vocab], with minus infinity for what may not come next.
+    def allowed(self, vocab: int) -> NDArray[np.bool_]:
+        """Return which tokens may come next, bool [vocab].
 
         Raises:
             ValueError: the parser has met one of its limits.
@@ -51,7 +58,7 @@ class GuidedAnswer:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise ValueError(f"the guide cannot go on: {self._matcher.get_error()}")
-        allowed = np.unpackbits(bits, count=len(row), bitorder="little").astype(bool)
+        allowed = np.unpackbits(bits, count=vocab, bitorder="little").astype(bool)
         allowed[self._special] = False
         allowed[self._ends] = self._matcher.is_accepting()
-        return np.where(allowed, row, np.float32(-np.inf))
+        return allowed
