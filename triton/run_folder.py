@@ -12,7 +12,7 @@ from pathlib import Path
 from shardyard.heartbeat import BEATS, DRAIN
 from shardyard.triton.guard import PIDS, RUN_VARIABLE, SHM, clean, end_run
 
-__all__ = ["RunFolder", "sweep"]
+__all__ = ["RunFolder", "shm_prefix", "sweep"]
 
 _LOCK = "lock"
 _TEMPORARY = "tmp"
@@ -33,19 +33,19 @@ class RunFolder:
         sweep()
         token = secrets.token_hex(4)
         # The lock lives as long as this process: a lock that can be taken means that its run is dead.
-        lock = os.open(SHM / f"{_prefix(token)}{_LOCK}", os.O_CREAT | os.O_RDWR, 0o600)
+        lock = os.open(SHM / f"{shm_prefix(token)}{_LOCK}", os.O_CREAT | os.O_RDWR, 0o600)
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = _folder(token)
         path.mkdir(mode=0o700)
         for name in (PIDS, _TEMPORARY, _BEATS):
             (path / name).mkdir()
-        (SHM / f"{_prefix(token)}mpi").mkdir(mode=0o700)
+        (SHM / f"{shm_prefix(token)}mpi").mkdir(mode=0o700)
         return cls(token, path, lock)
 
     @property
     def shm_prefix(self) -> str:
         """Every segment of this run in /dev/shm begins with this."""
-        return _prefix(self.token)
+        return shm_prefix(self.token)
 
     @property
     def pids(self) -> Path:
@@ -76,7 +76,8 @@ class RunFolder:
         os.close(self.lock)
 
 
-def _prefix(token: str) -> str:
+def shm_prefix(token: str) -> str:
+    """Return what the name of every segment of a run in /dev/shm begins with."""
     return f"shardyard_{token}_"
 
 
@@ -95,7 +96,7 @@ def sweep() -> None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             token = path.name.split("_")[1]
             end_run(token)
-            clean(str(_folder(token)), _prefix(token))
+            clean(str(_folder(token)), shm_prefix(token))
         except OSError:
             pass  # alive
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import time
 from pathlib import Path
 from types import TracebackType
@@ -13,19 +14,21 @@ from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import ArtifactError, LaunchError
 from shardyard.heartbeat import PERIOD
-from shardyard.spec import Pipeline
+from shardyard.spec import Pipeline, ServeSpec
 from shardyard.triton.command import Launch
 from shardyard.triton.end_signals import EndSignals
+from shardyard.triton.guard import PIDS
 from shardyard.triton.health import probe as one_token
 from shardyard.triton.ports import Ports, choose_ports
 from shardyard.triton.readiness import Readiness, write_readiness_model
-from shardyard.triton.run_folder import RunFolder
+from shardyard.triton.restart import RESTARTS
+from shardyard.triton.run_folder import RunFolder, shm_prefix
 from shardyard.triton.server_files import ServerFiles, find_server, prepare_backends
 from shardyard.triton.start import Probe, wait_until_ready
 from shardyard.triton.supervisor import Supervisor
 from shardyard.triton.world import World, read_world
 
-__all__ = ["Server", "launch"]
+__all__ = ["Server", "launch", "print_launch"]
 
 #: The address that means all of this machine's; its own clients connect to the loopback.
 _EVERYWHERE = "0.0.0.0"
@@ -107,6 +110,7 @@ def launch(
     *,
     world: World | None = None,
     probe: Probe = one_token,
+    restarts: int = 0,
 ) -> Server:
     """Start the endpoint of a model repository and return it when it has answered.
 
@@ -117,6 +121,7 @@ def launch(
         console: shows the progress.
         world: ranks and workers; by default what the repository's engine needs.
         probe: the question that a ready endpoint must have answered.
+        restarts: how often this endpoint was launched before; a metric says so.
 
     Raises:
         ToolchainError: no tritonserver, or no MPI.
@@ -134,9 +139,11 @@ def launch(
     try:
         console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
         run = server.supervisor.run
-        readiness_repo = run.path / "readiness"
-        write_readiness_model(readiness_repo)
-        _start(server.supervisor, pipeline, ports, world, model_repo, readiness_repo, files)
+        command = _command(spec, ports, world, model_repo, files, run.path, run.token, logs.resolve())
+        write_readiness_model(command.readiness_repo)
+        prepare_backends(files, command.backends)
+        environment = {"LD_LIBRARY_PATH": files.library_path(), RESTARTS: str(restarts)}
+        server.supervisor.start(command.command(), environment)
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         server.supervisor.endpoint_is_ready(endpoint, Readiness(endpoint, run.token))
     except BaseException:
@@ -150,30 +157,37 @@ def _endpoint(ports: Ports, model_repo: Path) -> Endpoint:
     return Endpoint(host, ports.http, ports.grpc, ports.metrics, os.getpid(), str(model_repo))
 
 
-def _start(
-    supervisor: Supervisor,
-    pipeline: Pipeline,
-    ports: Ports,
-    world: World,
-    model_repo: Path,
-    readiness_repo: Path,
-    files: ServerFiles,
-) -> None:
-    run = supervisor.run
-    launch = Launch(
-        spec=pipeline.serve,
+def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
+    """Return the command that ``launch`` would start, a line for each segment of mpirun's; nothing is started.
+
+    Where a launch has places of its own, it says RUN and TOKEN.
+
+    Raises:
+        ShardyardError: as ``launch``, for what can be seen before anything starts.
+    """
+    files = find_server()
+    world, ports = read_world(model_repo), choose_ports(pipeline.serve)
+    command = _command(pipeline.serve, ports, world, model_repo, files, Path("RUN"), "TOKEN", logs.resolve())
+    line = shlex.join(command.command()).replace(" : ", " \\\n    : ")
+    return f"LD_LIBRARY_PATH={shlex.quote(files.library_path())} \\\n{line}"
+
+
+def _command(
+    spec: ServeSpec, ports: Ports, world: World, repo: Path, files: ServerFiles, run: Path, token: str, logs: Path
+) -> Launch:
+    return Launch(
+        spec=spec,
         ports=ports,
         world=world,
-        model_repo=model_repo.resolve(),
+        model_repo=repo.resolve(),
         binary=files.binary,
-        backends=prepare_backends(files, run.path / "backends"),
-        readiness_repo=readiness_repo,
-        token=run.token,
-        shm_prefix=run.shm_prefix,
-        pids=run.pids,
-        logs=supervisor.logs,
+        backends=run / "backends",
+        readiness_repo=run / "readiness",
+        token=token,
+        shm_prefix=shm_prefix(token),
+        pids=run / PIDS,
+        logs=logs,
     )
-    supervisor.start(launch.command(), {"LD_LIBRARY_PATH": files.library_path()})
 
 
 def _count_models(model_repo: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -48,6 +49,14 @@ class Gauges:
             name: pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.GAUGE)
             for name, (text, _) in _FAMILIES.items()
         }
+        # Triton forgets a family when its object goes.
+        self._restarts = pb_utils.MetricFamily(
+            name="shardyard_restarts",
+            description="Times that the endpoint was started again after a rank had died or hung",
+            kind=pb_utils.MetricFamily.GAUGE,
+        )
+        self._restart_gauge = self._restarts.Metric(labels=self._labels)
+        self._restart_gauge.set(float(os.environ.get("SHARDYARD_RESTARTS", "0")))
         self._gauges: dict[tuple[str, str], Any] = {}
         self._values: dict[tuple[str, str], float] = {}
 

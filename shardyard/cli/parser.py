@@ -124,12 +124,22 @@ def _stage_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
 
 
 def _endpoint_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
-    verb(
+    serving = verb(
         "serve",
         serve.serve,
-        "Launch Triton and every rank, and stay in the foreground until Ctrl-C. Stages that are not up to date run "
-        "first. Ends with status 5 when a rank dies.",
+        "Launch Triton and every rank, and stay in the foreground until Ctrl-C or SIGTERM: then open requests are "
+        "finished. Stages that are not up to date run first. Ends with status 5 when a rank dies or hangs.",
     )
+    serving.add_argument(
+        "--restart",
+        nargs="?",
+        type=int,
+        const=None,
+        default=0,
+        metavar="TIMES",
+        help="start the world again when a rank dies or hangs, at most so many times (no limit), after 1 s, 2 s, 4 s …",
+    )
+    serving.add_argument("--print", action="store_true", help="print the command that would be launched, and stop")
     infer = verb("infer", talk.infer, "Ask a running endpoint once and stream the answer.")
     infer.add_argument("prompt", help="the text to go on from; - reads standard input")
     _sampling_arguments(infer)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import time
+from pathlib import Path
 
 from shardyard.cli.context import Context
 from shardyard.cli.stages import bring_up_to_date
-from shardyard.endpoint import read_endpoint
-from shardyard.errors import LaunchError
+from shardyard.endpoint import Endpoint, read_endpoint
+from shardyard.errors import LaunchError, RankError
+from shardyard.spec import Pipeline
 
 __all__ = ["refuse_if_served", "serve"]
 
@@ -30,21 +33,49 @@ def refuse_if_served(context: Context) -> None:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Launch the endpoint and wait until Ctrl-C or until a rank dies."""
-    from shardyard.triton.serve import launch
+    """Launch the endpoint and wait until Ctrl-C or until a rank dies; with ``--restart`` launch it again then."""
+    from shardyard.triton.restart import BackOff
+    from shardyard.triton.serve import launch, print_launch
 
     context = Context.of(args)
     refuse_if_served(context)
     bring_up_to_date(context)
-    with launch(context.pipeline, context.work.model_repo, context.work.logs, context.console) as server:
-        server.endpoint.write(context.work.endpoint)
+    if args.print:
+        context.console.result(print_launch(context.pipeline, context.work.model_repo, context.work.logs))
+        return
+    pipeline, back_off = context.pipeline, BackOff(args.restart)
+    while True:
+        back_off.started()
         try:
-            endpoint = server.endpoint
-            context.console.stage("serve", f"HTTP  {endpoint.http_url}/v2/models/ensemble/generate")
-            context.console.stage("serve", f"gRPC  {endpoint.grpc_address}    metrics  {endpoint.metrics_url}")
-            context.console.stage("serve", f'try   shardyard infer {args.pipeline} "Once upon a time"')
-            context.console.stage("serve", "ready; Ctrl-C ends it")
-            server.wait()
-        finally:
-            context.work.endpoint.unlink(missing_ok=True)
+            with launch(
+                pipeline, context.work.model_repo, context.work.logs, context.console, restarts=back_off.count
+            ) as server:
+                pipeline = _same_ports(pipeline, server.endpoint)
+                _announce(context, server.endpoint, args.pipeline)
+                try:
+                    server.wait()
+                finally:
+                    context.work.endpoint.unlink(missing_ok=True)
+            break
+        except RankError as error:
+            wait = back_off.after_failure() if pipeline is not context.pipeline else None
+            if wait is None:
+                raise
+            context.console.error(str(error))
+            context.console.stage("serve", f"restart {back_off.count} in {wait:g} s")
+            time.sleep(wait)
     context.console.stage("serve", "ended; no process is left")
+
+
+def _announce(context: Context, endpoint: Endpoint, file: Path) -> None:
+    endpoint.write(context.work.endpoint)
+    context.console.stage("serve", f"HTTP  {endpoint.http_url}/v2/models/ensemble/generate")
+    context.console.stage("serve", f"gRPC  {endpoint.grpc_address}    metrics  {endpoint.metrics_url}")
+    context.console.stage("serve", f'try   shardyard infer {file} "Once upon a time"')
+    context.console.stage("serve", "ready; Ctrl-C ends it")
+
+
+def _same_ports(pipeline: Pipeline, endpoint: Endpoint) -> Pipeline:
+    """Return the pipeline with the ports that were found, so that clients find a restarted endpoint again."""
+    ports = {"http_port": endpoint.http_port, "grpc_port": endpoint.grpc_port, "metrics_port": endpoint.metrics_port}
+    return pipeline.model_copy(update={"serve": pipeline.serve.model_copy(update=ports)})

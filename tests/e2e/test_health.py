@@ -121,3 +121,42 @@ def _ignore(work: Callable[[], object]) -> None:
         work()
     except (OSError, http.client.HTTPException):
         return
+
+
+def metric(served: Any, name: str) -> float:
+    connection = http.client.HTTPConnection(
+        str(served.address["host"]), int(served.address["metrics_port"]), timeout=10
+    )
+    connection.request("GET", "/metrics")
+    lines = connection.getresponse().read().decode().splitlines()
+    connection.close()
+    return float(next(line for line in lines if line.startswith(name)).split()[-1])
+
+
+def answers(served: Any) -> bool:
+    try:
+        return ready(served) and generate(served, 2)[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def test_a_world_that_is_brought_back(pipeline_folder: Callable[[str], Path], serve: Any) -> None:
+    """On the same ports, counted in the metrics, and no more often than was asked for."""
+    with serve(pipeline_folder("llama"), "--restart", "1") as served:
+        served.find("shardyard.runtime.worker").kill()
+        until(lambda: not answers(served), 6)
+        until(lambda: answers(served), 60)
+        assert metric(served, "shardyard_restarts") == 1
+        assert "restart 1 in 1 s" in log(served)
+        served.find("shardyard.runtime.worker").kill()
+        assert served.process.wait(timeout=10) == 5
+
+
+def test_the_command_is_shown(pipeline_folder: Callable[[str], Path], shardyard: Any) -> None:
+    folder = pipeline_folder("llama")
+    done = shardyard("serve", "p.yaml", "--print", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    command = done.stdout
+    assert "mpirun" in command
+    assert "-m shardyard.runtime.worker --engine" in command
+    assert not (folder / "work" / "e2e" / "logs").exists()
