@@ -7,11 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shardyard import __version__
 from shardyard.errors import ArtifactError, ToolchainError
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
+from shardyard.runtime.native.products import Level
 from shardyard.runtime.network import ComputeType, KvType, WeightType
 from shardyard.toolchain import cpu_features, package_version
 
@@ -24,7 +25,8 @@ _AGAIN = "build the engine again: shardyard build"
 class CpuTarget:
     """The ``shardyard`` section: how the CPU engine computes, and the machine and OpenVINO that it was built for.
 
-    ``weights_from`` says in words what the weights are and where they come from. ``lora_adapters`` of up to
+    ``weights_from`` says in words what the weights are and where they come from; ``matmul`` who multiplies them:
+    OpenVINO's plugin, or the engine's own products at a level of CPU. ``lora_adapters`` of up to
     ``lora_max_rank`` have room; 0: the engine takes none.
     """
 
@@ -37,6 +39,7 @@ class CpuTarget:
     cpu_features: list[str]
     target: str = "cpu"
     weights_from: str = ""
+    matmul: Literal["plugin"] | Level = "plugin"
     lora_max_rank: int = 0
     lora_adapters: int = 0
 

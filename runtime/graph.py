@@ -26,8 +26,9 @@ from shardyard.runtime.layers.linear import AllReduceNode, Linear
 from shardyard.runtime.layers.norms import Norms
 from shardyard.runtime.layers.rotation import Rotation
 from shardyard.runtime.names import EMBEDDING, FINAL_NORM, HEAD
+from shardyard.runtime.native.products import Products
 from shardyard.runtime.network import NetworkSpec
-from shardyard.runtime.weights import Weights
+from shardyard.runtime.weights import Part, Weights
 
 __all__ = ["AllReduceNode", "build_graph"]
 
@@ -37,6 +38,7 @@ def build_graph(
     arrays: Mapping[str, NDArray[Any]],
     all_reduce: AllReduceNode | None,
     pool: AdapterPool | None = None,
+    products: Products | None = None,
 ) -> Any:
     """Return the rank's ``ov.Model``.
 
@@ -45,9 +47,10 @@ def build_graph(
     cache itself (``capped_attention``); on the last stage ``sample_idx`` [rows], the tokens whose logits
     are wanted. Output: ``logits`` float32 [rows, vocab_valid] on the last stage, else ``hidden_out``.
     ``all_reduce`` may be None when ``spec.tp`` is 1. The arrays must stay alive until the first inference has ended.
+    Packed arrays need ``products``, and both must outlive the model.
     With a ``pool`` the network adds its adapters to the products, and has their inputs.
     """
-    return _Graph(spec, Weights(arrays), all_reduce or _identity, Adapters(pool) if pool else None).model()
+    return _Graph(spec, Weights(arrays, products), all_reduce or _identity, Adapters(pool) if pool else None).model()
 
 
 def _identity(x: Any) -> Any:
@@ -104,5 +107,5 @@ class _Graph:
     def _head(self, x: Any) -> Any:
         # Rows of padding are left out, so that a padded token can never be the likeliest.
         name = EMBEDDING if self.spec.tied else HEAD
-        matrix = self.weights.matrix(name, slice(self.spec.vocab_valid))
-        return soft_cap(op.matmul(self.norms(x, FINAL_NORM), matrix, False, True), self.spec.logit_softcap)
+        logits = self.weights.product(self.norms(x, FINAL_NORM), Part(name, slice(self.spec.vocab_valid)))
+        return soft_cap(logits, self.spec.logit_softcap)

@@ -44,7 +44,8 @@ def load_rank(folder: Path, config: EngineConfig, world: World) -> RankModel:
     threads = config.cpu.threads or max(1, len(os.sched_getaffinity(0)) // ranks)
     pin_to_cores(number, ranks, threads)
     cpu = config.cpu
-    settings = RankSettings(cpu.compute, cpu.kv_cache, config.kv_blocks, threads)
+    products = None if cpu.matmul == "plugin" else cpu.matmul
+    settings = RankSettings(cpu.compute, cpu.kv_cache, config.kv_blocks, threads, products=products)
     model = RankModel(spec, arrays, world, settings, adapters=_room_for_adapters(spec, config, world))
     # The plugin packs the weights when it first runs: better now than during the first request.
     model.run(_one_token())

@@ -31,6 +31,8 @@ from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.collectives import AllReduce, join_all_reduce
 from shardyard.runtime.graph import build_graph
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
+from shardyard.runtime.native.packing import plain_arrays
+from shardyard.runtime.native.products import Level, load_products
 from shardyard.runtime.network import ComputeType, KvType, NetworkSpec
 from shardyard.runtime.step_plan import StepPlan, single_prompt
 from shardyard.runtime.world import World
@@ -45,13 +47,17 @@ _QUANTIZATION_GROUP = {"int8": 128, "int4": 64}
 
 @dataclass(frozen=True)
 class RankSettings:
-    """How a rank computes. ``kv_blocks``: blocks of 32 tokens. ``quantize_activations``: with int8 and int4."""
+    """How a rank computes. ``kv_blocks``: blocks of 32 tokens. ``quantize_activations``: with int8 and int4.
+
+    ``products``: the level of the engine's own, which packed weights meet; None: the plugin's.
+    """
 
     compute: ComputeType
     kv_cache: KvType
     kv_blocks: int
     threads: int = 1
     quantize_activations: bool = True
+    products: Level | None = None
 
     @classmethod
     def exact(cls, kv_blocks: int = 64, threads: int = 1) -> RankSettings:
@@ -81,7 +87,9 @@ class RankModel:
         self.spec, self.world, self.settings = spec, world, settings
         self.hidden: NDArray[np.float32] | None = None
         self.all_reduce = all_reduce or (join_all_reduce(world.tp_comm) if spec.tp > 1 else None)
-        self.arrays, self.adapters = arrays, adapters
+        self.products = load_products(settings.products) if settings.products else None
+        # Without a compiler, or to be exact, the plugin multiplies: it takes no packed weights.
+        self.arrays, self.adapters = arrays if self.products else plain_arrays(arrays), adapters
         self.compiled = self._compile()
         self._request = self.compiled.create_infer_request()
         self._adapting: Any = None
@@ -120,7 +128,10 @@ class RankModel:
         core = ov.Core()
         if self.all_reduce:
             self.all_reduce.extend(core)
-        graph = build_graph(self.spec, self.arrays, self.all_reduce.node if self.all_reduce else None, adapters)
+        if self.products:
+            self.products.extend(core)
+        all_reduce = self.all_reduce.node if self.all_reduce else None
+        graph = build_graph(self.spec, self.arrays, all_reduce, adapters, self.products)
         try:
             return core.compile_model(graph, "CPU", properties)
         except RuntimeError as error:

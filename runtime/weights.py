@@ -1,14 +1,15 @@
-"""A rank's arrays as OpenVINO constants that share the arrays' memory.
+"""A rank's arrays as OpenVINO constants that share the arrays' memory, and products with them.
 
 float32 is used as it is. 16-bit arrays stay 16-bit: marked as compressed weights, or the plugin would widen them all
 when it compiles. int8 arrays have a companion ``….per_channel_scale``: value = int8 · scale of its row. Or, as uint8
 arrays, which hold two numbers in a byte, ``….weights_scaling_factor`` and ``….zero``: value = (number - zero) · scale
-of its group.
+of its group. Packed arrays (``native.packing``) go to the engine's own products and never become constants.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -18,8 +19,10 @@ import openvino.opset16 as op
 from numpy.typing import NDArray
 
 from shardyard.runtime.names import group_scale_name, scale_name, zero_name
+from shardyard.runtime.native.packing import is_packed, plain_rows
+from shardyard.runtime.native.products import PackedMatrix, Products
 
-__all__ = ["Weights"]
+__all__ = ["Part", "Weights"]
 
 _TYPES = {
     np.dtype(np.float32): ov.Type.f32,
@@ -30,19 +33,46 @@ _TYPES = {
 _ALL = slice(None)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Some rows of a matrix; ``expert`` picks one from [experts, out, in]."""
+
+    name: str
+    rows: slice = field(default_factory=lambda: _ALL)
+    expert: int | None = None
+
+
 class Weights:
     """Makes constants from arrays by name. Each array becomes one constant, however often it is asked for.
 
-    The arrays must outlive the compiled model's first inference: until then the plugin reads from them.
+    The arrays must outlive the compiled model's first inference: until then the plugin reads from them. Where some are
+    packed there must be ``products``, and both must outlive the compiled model.
     """
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self.arrays = arrays
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], products: Products | None = None) -> None:
+        self.arrays, self._products = arrays, products
         self._constants: dict[tuple[str, int | None, int, int], Any] = {}
 
     def vector(self, name: str) -> Any:
         """Return a norm's or bias's values as float32 [n]."""
         return op.constant(self.arrays[name].astype(np.float32))
+
+    def product(self, x: Any, part: Part) -> Any:
+        """Return ``x`` · Wᵀ, float32 [tokens, out]."""
+        if self._products and is_packed(self.arrays[part.name]):
+            return self._products.matmul(x, self._packed(part))
+        return op.matmul(x, self.matrix(part.name, part.rows, part.expert), False, True)
+
+    def gated_product(self, x: Any, up: Part, gate: Part, activation: str) -> Any | None:
+        """Return act(``x`` · Gᵀ) · (``x`` · Uᵀ) if that is one operation for these matrices, else None."""
+        packed = is_packed(self.arrays[up.name]) and is_packed(self.arrays[gate.name])
+        if not packed or not self._products or not self._products.gates(activation):
+            return None
+        return self._products.matmul(x, self._packed(up), self._packed(gate), activation)
+
+    def height(self, name: str) -> int:
+        """Return the number of rows of a matrix."""
+        return plain_rows(self.arrays[name])
 
     def matrix(self, name: str, rows: slice = _ALL, expert: int | None = None) -> Any:
         """Return a weight [out, in] in float32, or some of its rows; ``expert`` picks one of [experts, out, in]."""
@@ -58,11 +88,20 @@ class Weights:
 
         They are widened after they were picked, so the table itself is never copied.
         """
+        if self._products and is_packed(self.arrays[name]):
+            return self._products.rows(ids, self._packed(Part(name)))
         axis = op.constant(np.int64(0))
         picked = op.gather(self._constant(name), ids, axis)
         if picked.get_element_type() == ov.Type.i8:
             return op.multiply(op.convert(picked, "f32"), op.gather(self._constant(scale_name(name)), ids, axis))
         return picked if picked.get_element_type() == ov.Type.f32 else op.convert(picked, "f32")
+
+    def _packed(self, part: Part) -> PackedMatrix:
+        scales = self.arrays.get(scale_name(part.name))
+        numbers = self.arrays[part.name]
+        if part.expert is not None:
+            numbers, scales = numbers[part.expert], None if scales is None else scales[part.expert]
+        return PackedMatrix.of(numbers, scales, part.rows)
 
     def _in_groups(self, name: str, rows: slice, expert: int | None) -> Any:
         """Return (number - zero) · scale [out, in]: the shape of it that the plugin takes for a compressed weight."""

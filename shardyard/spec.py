@@ -101,6 +101,10 @@ class EngineSpec(_Section):
     kv_cache_tokens: Annotated[
         Positive | None, Field(description="tokens that the paged cache holds; default: what the largest batch needs")
     ] = None
+    matmul: Annotated[
+        Literal["auto", "native", "plugin"],
+        Field(description="CPU engine: its own products, or OpenVINO's; auto: its own where they are faster"),
+    ] = "auto"
     max_batch_size: Annotated[Positive, Field(description="sequences in flight")] = 16
     max_seq_len: Annotated[int, Field(ge=2, description="prompt plus answer, tokens")] = 2048
     max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; chunks longer prompts")] = 2048

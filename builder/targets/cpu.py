@@ -12,6 +12,7 @@ import numpy as np
 from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.quantization.rank_file import GROUPED_BITS, RankFile
 from shardyard.builder.targets.cpu_network import describe_network, length_problem, network_problem
+from shardyard.builder.targets.cpu_packing import pack_arrays
 from shardyard.builder.targets.cpu_weights import MadeArray, int4_arrays, int8_arrays, kept_arrays
 from shardyard.errors import CheckpointError
 from shardyard.runtime.engine_file import ArrayInfo, aligned_order, write_arrays
@@ -54,8 +55,12 @@ def lazy_rank_arrays(
     return spec, {made.info.name: made.make for made in _plan(config, spec, file)}
 
 
-def write_rank_engine(checkpoint: Path, rank: int, path: Path, *, weights: WeightType, max_positions: int) -> None:
+def write_rank_engine(
+    checkpoint: Path, rank: int, path: Path, *, weights: WeightType, max_positions: int, packed: bool = False
+) -> None:
     """Write the engine file of one rank, one array at a time; ``max_positions`` is the longest sequence, in tokens.
+
+    ``packed``: matrices are in the form that the engine's own products take, where they have one.
 
     Raises:
         CheckpointError: the checkpoint's config.json or rank file is missing, broken or not supported.
@@ -63,7 +68,8 @@ def write_rank_engine(checkpoint: Path, rank: int, path: Path, *, weights: Weigh
     """
     config, file = _open(checkpoint, rank)
     spec = _describe(config, rank, file, weights, max_positions)
-    plan = {made.info.name: made for made in _plan(config, spec, file)}
+    arrays = _plan(config, spec, file)
+    plan = {made.info.name: made for made in (pack_arrays(arrays, spec) if packed else arrays)}
     infos = aligned_order(made.info for made in plan.values())
     write_arrays(path, spec, infos, (plan[info.name].make() for info in infos))
 

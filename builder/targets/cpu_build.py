@@ -9,6 +9,7 @@ from shardyard.artifacts import Draft
 from shardyard.builder.quantization.rank_file import kept_algo
 from shardyard.builder.targets.converted import check_degrees
 from shardyard.builder.targets.cpu import read_config, write_rank_engine
+from shardyard.builder.targets.cpu_packing import choose_matmul
 from shardyard.console import Console
 from shardyard.errors import PipelineError
 from shardyard.manifest import read_manifest
@@ -44,6 +45,7 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
     limits = {name: getattr(pipeline.engine, name) for name in _LIMITS}
     settings = {"target": "cpu", **limits, "weights": target.weights, "compute": target.compute}
     settings |= {"kv_cache": target.kv_cache, "kv_cache_tokens": target.kv_cache_tokens, "threads": target.threads}
+    settings |= {"matmul": target.matmul}
     settings |= {"lora_max_rank": target.lora_max_rank, "lora_adapters": target.lora_adapters}
     toolchain = {**describe("numpy", "openvino"), "cpu_features": " ".join(target.cpu_features)}
 
@@ -53,7 +55,14 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
         with console.progress(STAGE, ranks, "ranks") as advance:
             for rank in range(ranks):
                 path = draft.folder / rank_engine(rank)
-                write_rank_engine(checkpoint, rank, path, weights=target.weights, max_positions=limits["max_seq_len"])
+                write_rank_engine(
+                    checkpoint,
+                    rank,
+                    path,
+                    weights=target.weights,
+                    max_positions=limits["max_seq_len"],
+                    packed=target.matmul != "plugin",
+                )
                 advance(1, path.name)
         (draft.folder / "config.json").write_text(engine_json(config, limits, target), encoding="utf-8")
 
@@ -66,7 +75,8 @@ def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTa
     ``kept`` is TensorRT-LLM's name of the form that quantized weights have in the rank files; None: they are plain.
 
     Raises:
-        PipelineError: engine.compute and engine.kv_cache cannot be combined.
+        PipelineError: engine.compute and engine.kv_cache cannot be combined; engine.matmul is not possible.
+        ToolchainError: the compiler of the engine's own products failed.
     """
     engine = pipeline.engine
     weights: WeightType = _KEPT.get(kept or "") or _WEIGHTS.get(pipeline.quantization) or cast(WeightType, dtype)
@@ -89,6 +99,7 @@ def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTa
         threads=engine.threads,
         openvino=package_version("openvino") or "absent",
         cpu_features=cpu_features(),
+        matmul=choose_matmul(engine.matmul, weights, compute, in_groups=kept in _KEPT),
         weights_from=_NOTES.get(kept or pipeline.quantization, "{}, as in the rank files").format(weights),
         lora_max_rank=engine.lora.max_rank,
         lora_adapters=engine.lora.max_adapters if engine.lora.max_rank else 0,

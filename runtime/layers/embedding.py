@@ -42,7 +42,7 @@ class Embedding:
 
     def _of_rows(self, table: str, ids: Any) -> Any:
         """This rank's rows, zero for the tokens of other ranks: exactly one rank adds each token's row."""
-        rows = self._weights.arrays[table].shape[0]
+        rows = self._weights.arrays[table].shape[0] if table == POSITIONS else self._spec.vocab_rows
         local = op.subtract(ids, op.constant(np.int32(self._spec.tp_rank * rows)))
         above, below = op.greater_equal(local, op.constant(np.int32(0))), op.less(local, op.constant(np.int32(rows)))
         mine = op.logical_and(above, below)

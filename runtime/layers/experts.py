@@ -15,6 +15,7 @@ from shardyard.runtime.layers.constants import integer, integers, number
 from shardyard.runtime.layers.linear import Linear, Partial
 from shardyard.runtime.layers.mlp import fused_product
 from shardyard.runtime.network import ExpertsSpec
+from shardyard.runtime.weights import Part
 
 __all__ = ["Experts"]
 
@@ -55,7 +56,7 @@ class Experts:
 
     def _answer(self, x: Any, name: str, expert: int) -> Any:
         inner = fused_product(self._linear, x, f"{name}.fc", self._spec.activation, expert)
-        return op.matmul(inner, self._linear.weights.matrix(f"{name}.proj.weight", expert=expert), False, True)
+        return self._linear.weights.product(inner, Part(f"{name}.proj.weight", expert=expert))
 
     def _shared(self, x: Any, name: str) -> Any:
         """The expert of all tokens, weighted by a sigmoid of its own (Qwen2-MoE)."""

@@ -14,7 +14,9 @@ from typing import Any
 import openvino.opset16 as op
 
 from shardyard.runtime.layers.adapters import Adapters
-from shardyard.runtime.weights import Weights
+from shardyard.runtime.layers.functions import ACTIVATIONS
+from shardyard.runtime.network import Activation
+from shardyard.runtime.weights import Part, Weights
 
 __all__ = ["AllReduceNode", "Linear", "Partial"]
 
@@ -36,12 +38,24 @@ class Linear:
     def __init__(self, weights: Weights, all_reduce: AllReduceNode, adapters: Adapters | None = None) -> None:
         self.weights, self.all_reduce, self._adapters = weights, all_reduce, adapters
 
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters add to products: then each product must be a node of its own."""
+        return self._adapters is not None
+
     def columns(self, x: Any, name: str, bias: bool) -> Any:
         """Return ``x`` · Wᵀ + b, with the rows of W and b that this rank holds."""
-        y = op.matmul(x, self.weights.matrix(f"{name}.weight"), False, True)
+        y = self.weights.product(x, Part(f"{name}.weight"))
         if self._adapters:
             y = self._adapters.add(y, x, name)
         return op.add(y, self.weights.vector(f"{name}.bias")) if bias else y
+
+    def gated(self, x: Any, up: Part, gate: Part, activation: Activation) -> Any:
+        """Return act(``x`` · Gᵀ) · (``x`` · Uᵀ), in one operation where there is one."""
+        fused = self.weights.gated_product(x, up, gate, activation)
+        if fused is not None:
+            return fused
+        return op.multiply(ACTIVATIONS[activation](self.weights.product(x, gate)), self.weights.product(x, up))
 
     def rows(self, x: Any, name: str, bias: bool) -> Partial:
         """Return the part of a product that this rank's slice of ``x`` adds; the bias is whole on every rank."""

@@ -13,6 +13,7 @@ import openvino.opset16 as op
 from shardyard.runtime.layers.functions import ACTIVATIONS
 from shardyard.runtime.layers.linear import Linear, Partial
 from shardyard.runtime.network import Activation, MlpSpec
+from shardyard.runtime.weights import Part
 
 __all__ = ["Mlp", "fused_product"]
 
@@ -37,6 +38,9 @@ class Mlp:
 
     def _gated(self, x: Any, name: str) -> Any:
         # TensorRT-LLM's names: `fc` goes through the activation, `gate` does not.
+        if not self._spec.bias and not self._linear.adapted:
+            up, gate = (Part(f"{name}.{part}.weight") for part in ("gate", "fc"))
+            return self._linear.gated(x, up, gate, self._spec.activation)
         activated = self._plain(x, name)
         return op.multiply(activated, self._linear.columns(x, f"{name}.gate", self._spec.bias))
 
@@ -49,9 +53,6 @@ def fused_product(linear: Linear, x: Any, name: str, activation: Activation, exp
 
     ``expert`` picks one from a weight [experts, 2 · inner, hidden].
     """
-    inner = linear.weights.arrays[f"{name}.weight"].shape[-2] // 2
-    up, gate = (
-        op.matmul(x, linear.weights.matrix(f"{name}.weight", rows, expert), False, True)
-        for rows in (slice(inner), slice(inner, 2 * inner))
-    )
-    return op.multiply(ACTIVATIONS[activation](gate), up)
+    inner = linear.weights.height(f"{name}.weight") // 2
+    up, gate = (Part(f"{name}.weight", rows, expert) for rows in (slice(inner), slice(inner, 2 * inner)))
+    return linear.gated(x, up, gate, activation)

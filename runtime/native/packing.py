@@ -6,13 +6,25 @@ A packed array has two axes more than the plain one: [..., rows / 16, columns / 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BLOCK_ROWS", "GROUP", "can_pack", "is_packed", "pack", "packed_shape", "packed_type", "unpack"]
+__all__ = [
+    "BLOCK_ROWS",
+    "GROUP",
+    "can_pack",
+    "is_packed",
+    "pack",
+    "packed_shape",
+    "packed_type",
+    "plain_arrays",
+    "plain_rows",
+    "unpack",
+]
 
 Array = NDArray[Any]
 
@@ -33,6 +45,11 @@ def can_pack(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
 def is_packed(array: Array) -> bool:
     """Tell whether an array of an engine is in packed form: no other has as many axes."""
     return array.ndim >= 4
+
+
+def plain_rows(array: Array) -> int:
+    """Return the rows of a matrix, packed or not; of a packed one the padding counts."""
+    return int(array.shape[-4] * BLOCK_ROWS if is_packed(array) else array.shape[-2])
 
 
 def packed_type(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -63,8 +80,13 @@ def pack(array: Array) -> Array:
     return packed.view(kind).reshape(*lead, blocks, steps, BLOCK_ROWS, together)
 
 
-def unpack(packed: Array, rows: int) -> Array:
-    """Return the plain array [..., rows, columns] of a packed one: what the plugin multiplies without this module."""
+def plain_arrays(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """Return an engine's arrays with copies of the packed ones in plain form, padded: for the plugin's products."""
+    return {name: unpack(array) if is_packed(array) else array for name, array in arrays.items()}
+
+
+def unpack(packed: Array) -> Array:
+    """Return the plain array [..., rows, columns] of a packed one, with its padding."""
     *lead, blocks, steps, _, together = packed.shape
     words = packed.reshape(*lead, blocks, steps, -1).view(np.uint32)
     plain = np.ascontiguousarray(words.swapaxes(-1, -2)).view(np.uint8)
@@ -73,4 +95,4 @@ def unpack(packed: Array, rows: int) -> Array:
         whole = plain.view(np.int8)
     else:
         whole = plain.view(packed.dtype)
-    return whole.reshape(*lead, blocks * BLOCK_ROWS, steps * together)[..., :rows, :]
+    return whole.reshape(*lead, blocks * BLOCK_ROWS, steps * together)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from openvino.utils.node_factory import NodeFactory
 
 from shardyard.runtime.native.library import native_library
+from shardyard.runtime.native.packing import BLOCK_ROWS, plain_rows
 
-__all__ = ["Level", "Products", "best_level", "load_products"]
+__all__ = ["Level", "PackedMatrix", "Products", "best_level", "load_products"]
 
 #: What the kernels are written for, least first.
 Level = Literal["avx2", "avx512", "amx"]
@@ -45,6 +47,24 @@ def load_products(level: Level) -> Products | None:
     return Products(path, level) if path else None
 
 
+@dataclass(frozen=True)
+class PackedMatrix:
+    """``rows`` rows of a matrix in packed form, [blocks, steps, 16, n]; int8 has ``scales``, one for each row."""
+
+    numbers: NDArray[Any]
+    scales: NDArray[np.float32] | None
+    rows: int
+
+    @classmethod
+    def of(cls, numbers: NDArray[Any], scales: NDArray[np.float32] | None, rows: slice = slice(None)) -> PackedMatrix:
+        """Return some rows of a packed matrix, which must begin at a block."""
+        first, last, _ = rows.indices(plain_rows(numbers))
+        if first % BLOCK_ROWS:
+            raise ValueError(f"row {first} is not the first of a block of {BLOCK_ROWS}")
+        part = slice(first // BLOCK_ROWS, -(-last // BLOCK_ROWS))
+        return cls(numbers[part], None if scales is None else scales[first:], last - first)
+
+
 class Products:
     """Makes nodes. It keeps the arrays that it is given, and must outlive every model that has these nodes."""
 
@@ -54,7 +74,7 @@ class Products:
         self._library.shardyard_add_matrix.restype = ctypes.c_int64
         self._factory = NodeFactory("opset16")
         self._factory.add_extension(self._path)
-        self._known: dict[tuple[int, int], tuple[int, NDArray[Any], NDArray[np.float32] | None]] = {}
+        self._known: dict[tuple[int, int], tuple[int, PackedMatrix]] = {}
 
     def extend(self, core: Any) -> None:
         """Register the operations with a core that will compile a model with these nodes."""
@@ -67,36 +87,36 @@ class Products:
     def matmul(
         self,
         x: Any,
-        matrix: tuple[NDArray[Any], NDArray[np.float32] | None, int],
-        gate: tuple[NDArray[Any], NDArray[np.float32] | None, int] | None = None,
+        matrix: PackedMatrix,
+        gate: PackedMatrix | None = None,
         activation: str = "",
     ) -> Any:
-        """Return x · Wᵀ, float32 [tokens, rows]; with a gate G of the same shape, act(x · Gᵀ) · (x · Wᵀ).
-
-        ``matrix``: a packed array [blocks, steps, 16, n], its scales per row, and its number of rows.
-        """
+        """Return x · Wᵀ, float32 [tokens, rows]; with a gate G of the same shape, act(x · Gᵀ) · (x · Wᵀ)."""
         attributes = {
-            "matrix": self._number(*matrix),
-            "gate": -1 if gate is None else self._number(*gate),
+            "matrix": self._number(matrix),
+            "gate": -1 if gate is None else self._number(gate),
             "activation": _ACTIVATIONS.get(activation, 0),
             "level": self._level,
         }
         return self._factory.create("PackedMatMul", [_output(x)], attributes)
 
-    def rows(self, ids: Any, matrix: tuple[NDArray[Any], NDArray[np.float32] | None, int]) -> Any:
+    def rows(self, ids: Any, matrix: PackedMatrix) -> Any:
         """Return the rows of a packed matrix that ``ids``, int32 [tokens], name, float32 [tokens, columns]."""
-        return self._factory.create("PackedRows", [_output(ids)], {"matrix": self._number(*matrix)})
+        return self._factory.create("PackedRows", [_output(ids)], {"matrix": self._number(matrix)})
 
-    def _number(self, packed: NDArray[Any], scales: NDArray[np.float32] | None, rows: int) -> int:
-        address = packed.ctypes.data
-        if (address, rows) not in self._known:
-            _, steps, _, together = packed.shape
-            size, columns = ctypes.c_size_t(rows), ctypes.c_size_t(steps * together)
-            at = ctypes.c_void_p(None if scales is None else scales.ctypes.data)
-            kind = ctypes.c_int64(_KINDS[packed.dtype])
-            number = self._library.shardyard_add_matrix(ctypes.c_void_p(address), at, size, columns, kind)
-            self._known[address, rows] = number, packed, scales
-        return self._known[address, rows][0]
+    def _number(self, matrix: PackedMatrix) -> int:
+        address, scales = matrix.numbers.ctypes.data, matrix.scales
+        if (address, matrix.rows) not in self._known:
+            _, steps, _, together = matrix.numbers.shape
+            number = self._library.shardyard_add_matrix(
+                ctypes.c_void_p(address),
+                ctypes.c_void_p(None if scales is None else scales.ctypes.data),
+                ctypes.c_size_t(matrix.rows),
+                ctypes.c_size_t(steps * together),
+                ctypes.c_int64(_KINDS[matrix.numbers.dtype]),
+            )
+            self._known[address, matrix.rows] = number, matrix
+        return self._known[address, matrix.rows][0]
 
 
 def _output(x: Any) -> Any:
