@@ -20,6 +20,7 @@ from shardyard.triton.end_signals import EndSignals
 from shardyard.triton.guard import PIDS
 from shardyard.triton.health import probe as one_token
 from shardyard.triton.ports import Ports, choose_ports
+from shardyard.triton.preflight import preflight
 from shardyard.triton.readiness import Readiness, write_readiness_model
 from shardyard.triton.restart import RESTARTS
 from shardyard.triton.run_folder import RunFolder, shm_prefix
@@ -131,6 +132,7 @@ def launch(
     spec = pipeline.serve
     models = _count_models(model_repo)
     world = world or read_world(model_repo)
+    preflight(world)
     files = find_server()
     ports = choose_ports(spec)
     _empty(logs)

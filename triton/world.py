@@ -21,10 +21,11 @@ ENGINE_PARAMETER = "gpt_model_path"
 
 @dataclass(frozen=True)
 class World:
-    """``ranks`` processes: rank 0 is Triton, the others run ``worker``."""
+    """``ranks`` processes: rank 0 is Triton, the others run ``worker``. ``engine``: the folder of their files."""
 
     ranks: int
     worker: tuple[str, ...] = ()
+    engine: Path | None = None
 
 
 def read_world(model_repo: Path) -> World:
@@ -44,7 +45,7 @@ def read_world(model_repo: Path) -> World:
     missing = [name for name in (f"rank{rank}.engine" for rank in range(ranks)) if not (engine / name).is_file()]
     if missing:
         raise _unfinished(f"the engine in {engine} is not whole", f"it has {ranks} ranks and no {missing[0]}")
-    return World(ranks, worker_command(engine))
+    return World(ranks, worker_command(engine), engine)
 
 
 def worker_command(engine: Path) -> tuple[str, ...]:

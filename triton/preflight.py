@@ -1,0 +1,88 @@
+"""What can be seen before anything starts: the engine against this machine, memory, shared memory, open files."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+from pathlib import Path
+
+import psutil
+
+from shardyard.console import human_bytes
+from shardyard.errors import LaunchError
+from shardyard.runtime.engine_config import EngineConfig, check_machine, read_engine_config
+from shardyard.triton.guard import SHM
+from shardyard.triton.world import World
+
+__all__ = ["preflight"]
+
+#: Bytes of shared memory that Triton's models and one rank's windows take at the start; they grow with what is sent.
+SHM_BASE, SHM_PER_RANK = 24 << 20, 8 << 20
+
+#: Descriptors that a launch wants: a socket for each client, pipes and libraries of each process.
+OPEN_FILES, FEWEST_OPEN_FILES = 65536, 1024
+
+_BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
+
+
+def preflight(world: World) -> None:
+    """Check the machine; raise the limit of open files as far as this user may.
+
+    Raises:
+        ArtifactError: the engine's configuration is broken.
+        ToolchainError: the engine was built for another machine or OpenVINO.
+        LaunchError: too little memory, shared memory or open files.
+    """
+    _check_open_files()
+    _check_shared_memory(world)
+    if world.engine:
+        config = read_engine_config(world.engine)
+        check_machine(config, world.engine)
+        _check_memory(world.engine, config)
+
+
+def _check_memory(engine: Path, config: EngineConfig) -> None:
+    weights = sum(path.stat().st_size for path in engine.glob("rank*.engine"))
+    cache = cache_bytes(engine, config)
+    free = psutil.virtual_memory().available
+    if weights + cache > free:
+        raise LaunchError(
+            f"the engine needs {human_bytes(weights + cache)} of memory and {human_bytes(free)} are available",
+            why=f"weights of all ranks {human_bytes(weights)}, key/value cache of {config.cpu.kv_cache_tokens} tokens "
+            f"{human_bytes(cache)}",
+            fix="end other programs, or build with a smaller engine.kv_cache_tokens or with quantization=w8a16",
+        )
+
+
+def cache_bytes(engine: Path, config: EngineConfig) -> float:
+    """Return what the key/value cache of all ranks takes once every block of it has been used."""
+    model = json.loads((engine / "config.json").read_text(encoding="utf-8"))["pretrained_config"]
+    heads = max(model["num_key_value_heads"], config.tp)  # Fewer heads than ranks are repeated.
+    numbers = 2 * model["num_hidden_layers"] * heads * model["head_size"] * config.cpu.kv_cache_tokens
+    return float(numbers * _BYTES[config.cpu.kv_cache])
+
+
+def _check_shared_memory(world: World) -> None:
+    needed = SHM_BASE + world.ranks * SHM_PER_RANK
+    found = os.statvfs(SHM)
+    free = found.f_bavail * found.f_frsize
+    if free < needed:
+        raise LaunchError(
+            f"{SHM} has {human_bytes(free)} free and the launch takes at least {human_bytes(needed)}",
+            why="Triton's models and the ranks exchange data through it",
+            fix="start the container with --shm-size=1g, or remove what others have left there",
+        )
+
+
+def _check_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < FEWEST_OPEN_FILES:
+        raise LaunchError(
+            f"this user may open {wanted} files",
+            why=f"every client takes a descriptor; fewer than {FEWEST_OPEN_FILES} end in refused connections",
+            fix="raise the hard limit: ulimit -Hn 65536 as root, or docker run --ulimit nofile=65536",
+        )
