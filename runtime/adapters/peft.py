@@ -26,20 +26,19 @@ __all__ = ["AdaptedModel", "PeftAdapter", "read_peft"]
 
 _TENSOR = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 _MODULE = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?P<target>.+)")
-#: Settings of PEFT that change the formula: the value that leaves it alone. null, false and empty do as well.
-_MUST_BE: dict[str, object] = {
-    "peft_type": "LORA",
-    "bias": "none",
-    "use_dora": False,
-    "lora_bias": False,
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "layer_replication": None,
-    "target_parameters": None,
-    "trainable_token_indices": None,
-    "alora_invocation_tokens": None,
-    "use_qalora": False,
+#: Settings of PEFT and the values with which an adapter is the sum above; null, false and empty are fine with all.
+_FINE: dict[str, tuple[object, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    # The other ways to begin change the base model's weights too.
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal"),
+    "use_rslora": (True,),
 }
+#: Further settings that must be unset: they change the sum, or more than linear layers.
+_UNSET = re.compile(
+    "fan_in_fan_out|lora_bias|modules_to_save|layer_replication|target_parameters|trainable_token_indices"
+    "|alora_invocation_tokens|use_.*|(?!loftq|eva|corda|lora_ga|megatron).*_config"
+)
 
 
 @dataclass(frozen=True)
@@ -129,23 +128,20 @@ def _read_config(path: Path) -> dict[str, Any]:
         if not isinstance(config["lora_alpha"], int | float):
             raise ValueError("lora_alpha is not a number")
         patterns = config.get("alpha_pattern") or {}
-        config["alpha_pattern"] = {_pattern(key): float(value) for key, value in patterns.items()}
+        config["alpha_pattern"] = {re.compile(rf"(.*\.)?({key})"): float(value) for key, value in patterns.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise RequestError(f"{path} cannot be used", why=f"{type(error).__name__}: {error}") from None
-    for key, fine in _MUST_BE.items():
-        if config.get(key) and config[key] != fine:
-            raise RequestError(f"its {key} is {config[key]!r}", why=f"the engine knows {key}={fine!r} only")
+    for key, value in config.items():
+        fine = _FINE.get(key, () if _UNSET.fullmatch(key) else (value,))
+        if value and value not in fine:
+            known = " or ".join(map(repr, fine)) or "unset"
+            raise RequestError(f"its {key} is {value!r}", why=f"the engine knows it {known}")
     return dict(config)
-
-
-def _pattern(key: str) -> re.Pattern[str]:
-    """Return what PEFT matches a key with: the end of a module's name, or its beginning where the key says so."""
-    return re.compile(key if key.startswith("^") else rf"(.*\.)?({key})$")
 
 
 def _scale(config: Mapping[str, Any], module: str, rank: int) -> float:
     """Return what B · A is multiplied by; of several patterns that match, PEFT takes the first."""
-    own = (alpha for pattern, alpha in config["alpha_pattern"].items() if pattern.match(module))
+    own = (alpha for pattern, alpha in config["alpha_pattern"].items() if pattern.fullmatch(module))
     alpha = next(own, float(config["lora_alpha"]))
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else max(rank, 1))
 

@@ -12,10 +12,12 @@ import pytest
 
 from shardyard.builder.convert import convert_checkpoint
 from shardyard.builder.targets.cpu import rank_arrays
+from shardyard.runtime.adapters.peft import read_peft
 from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.adapters.sites import find_sites
+from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.rank import RankModel, RankSettings
-from shardyard.runtime.step_plan import StepPlan
+from shardyard.runtime.step_plan import StepPlan, single_prompt
 from shardyard.runtime.world import World
 from shardyard.spec import ParallelSpec
 
@@ -78,6 +80,21 @@ def test_each_sequence_of_a_step_has_its_own_adapter(network: Any) -> None:
         found = logits[begins[row] : begins[row + 1]]
         assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
         assert (np.abs(found - plain[row]).max() < 1e-4) == (place is None)
+
+
+@pytest.mark.parametrize("name", ["llama-all", "qwen2-some"])
+def test_peft_computes_the_same(name: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """What PEFT itself made of its adapters; adapters/make_adapters.py has the settings."""
+    folder = Path(__file__).parent / "adapters" / name
+    golden = np.load(folder / "golden.npz")
+    convert_checkpoint(make_checkpoint("--family", name.split("-")[0]), tmp_path, ParallelSpec())
+    spec, arrays = rank_arrays(tmp_path, 0, weights="float32")
+    pool = AdapterPool(find_sites(spec, KV_HEADS, 0), PLACES, MAX_RANK)
+    pool.write(1, read_peft(folder).share(pool.sites))
+    model = RankModel(spec, arrays, World(1, 1), RankSettings.exact(), adapters=pool)
+    plan = replace(single_prompt(golden["prompt"], BLOCK_TOKENS), adapters=ints(1))
+    last = model.run(plan)[-1]  # type: ignore[index]
+    assert np.abs(last - golden["logits"]).max() < 1e-5 * np.abs(golden["logits"]).max()
 
 
 def test_an_adapter_of_infinities_spoils_its_own_sequence_alone(network: Any) -> None:

@@ -1,6 +1,11 @@
-"""Every rank of an engine: the leader runs the requests of a JSON file and prints what came of them."""
+"""Every rank of an engine: the leader runs the requests of a JSON file and prints what came of them.
+
+Arguments: the engine, the requests, seconds to idle, the adapters' folder. SHARDYARD_TEST_HIDDEN names an adapter that
+the other ranks do not find.
+"""
 
 import json
+import os
 import sys
 import threading
 import time
@@ -9,13 +14,14 @@ from pathlib import Path
 import psutil
 from mpi4py import MPI
 
+from shardyard.runtime.adapters import loading
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Request, SamplingParams
 from shardyard.runtime.worker import follow
 
 
-def lead(engine: Path, requests: list[dict], idle: float) -> dict:
-    executor = Executor(engine)
+def lead(engine: Path, requests: list[dict], idle: float, lora_dir: Path | None) -> dict:
+    executor = Executor(engine, lora_dir=lora_dir)
     Path("ready").touch()
     answers = [{"tokens": [], "log_probs": []} for _ in requests]
     left, all_done = [len(requests)], threading.Event()
@@ -53,6 +59,10 @@ def cpu_while(seconds: float) -> float:
 
 engine, requests, idle = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), float(sys.argv[3])
 if MPI.COMM_WORLD.Get_rank():
+    hidden, read = os.environ.get("SHARDYARD_TEST_HIDDEN"), loading.read_peft
+    if hidden:
+        loading.read_peft = lambda folder: read(folder / "hidden" if str(folder) == hidden else folder)
     follow(engine)
 else:
-    print(json.dumps(lead(engine, requests, idle)))
+    lora_dir = Path(sys.argv[4]) if len(sys.argv) > 4 else None
+    print(json.dumps(lead(engine, requests, idle, lora_dir)))
