@@ -50,6 +50,7 @@ class EngineConfig:
 
     tp: int
     pp: int
+    cp: int
     vocab: int
     layers: int
     kv_heads: int
@@ -58,6 +59,11 @@ class EngineConfig:
     max_num_tokens: int
     cpu: CpuTarget
     digest: str
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the world."""
+        return self.tp * self.pp * self.cp
 
     @property
     def kv_blocks(self) -> int:
@@ -98,6 +104,7 @@ def read_engine_config(folder: Path) -> EngineConfig:
         return EngineConfig(
             tp=mapping["tp_size"],
             pp=mapping["pp_size"],
+            cp=mapping["cp_size"],
             vocab=raw["pretrained_config"]["vocab_size"],
             layers=raw["pretrained_config"]["num_hidden_layers"],
             kv_heads=raw["pretrained_config"]["num_key_value_heads"],

@@ -20,15 +20,19 @@ from shardyard.runtime.kv_cache import BLOCK_TOKENS, BlockAllocator
 from shardyard.runtime.leader import Leader
 from shardyard.runtime.loading import load_rank
 from shardyard.runtime.rank import RankModel
-from shardyard.runtime.request import Guide, Limits, Output, Request, Stats, check_request
+from shardyard.runtime.request import Guide, Limits, Output, Request, check_request
 from shardyard.runtime.scheduler import Scheduler
 from shardyard.runtime.sequence import OnOutput, Sequence
+from shardyard.runtime.stats import Stats
 from shardyard.runtime.world import World
 
 if TYPE_CHECKING:  # The parser is loaded when the first guide comes.
     from shardyard.runtime.guides.grammars import Grammar, Grammars
 
 __all__ = ["Executor"]
+
+#: Seconds between two looks at what other ranks tell while the engine is idle.
+_LOOK = 0.25
 
 
 class Executor:
@@ -140,6 +144,7 @@ class Executor:
             prompt_tokens=leader.prompt_tokens if leader else 0,
             generated_tokens=leader.generated_tokens if leader else 0,
             compute_s=leader.model.compute_s if leader else 0.0,
+            ranks=tuple(leader.times.values()) if leader else (),
         )
 
     def _queued(self) -> int:
@@ -151,7 +156,7 @@ class Executor:
     def _main(self) -> None:
         world = None
         try:
-            world = World(self.config.tp, self.config.pp)
+            world = World(self.config.tp, self.config.pp, self.config.cp)
             model = load_rank(self.engine, self.config, world)
             self._adapters = self._store(model, world)
             self._leader = leader = Leader(model, self.scheduler, self._compile, self._adapters)
@@ -186,7 +191,9 @@ class Executor:
         """Hand new requests and cancellations to the leader; sleep while there is nothing to do. False: stop."""
         with self._wake:
             while not (self._stopping or self._new or self._cancelled or leader.busy):
-                self._wake.wait()
+                # Ranks tell where their time went a moment after the last step.
+                self._wake.wait(_LOOK if self.config.ranks > 1 else None)
+                leader.take_times()
             new, self._new = self._new, deque()
             cancelled, self._cancelled = self._cancelled, set()
             for sequence in new:

@@ -12,6 +12,7 @@ from shardyard.runtime.adapters.orders import LoadOrder
 from shardyard.runtime.adapters.store import AdapterStore
 from shardyard.runtime.preparing import Compile, Preparing
 from shardyard.runtime.rank import RankModel
+from shardyard.runtime.rank_times import RankTimes
 from shardyard.runtime.request import FinishReason, Output
 from shardyard.runtime.results import Floats, StepResult, merge_results, pack_result, result_size
 from shardyard.runtime.sampler import choose, log_probability
@@ -35,6 +36,8 @@ class Leader:
         self._adapters, self._loader = adapters, AdapterLoader(model)
         self.preparing = Preparing(compile, adapters, self._order)
         self.prompt_tokens = self.generated_tokens = 0
+        #: Where each rank's time went, by rank.
+        self.times = {rank: RankTimes() for rank in range(self.world.size)}
         self._sequences: dict[int, Sequence] = {}
         # Steps whose tokens are still to come, oldest first, with this rank's own share of the result if it has one.
         self._under_way: deque[tuple[Step, Floats | None]] = deque()
@@ -78,6 +81,7 @@ class Leader:
             self._collect()
         elif not step:
             time.sleep(_PREPARING_NAP)
+        self.take_times()
 
     def _admit(self) -> None:
         """Give the scheduler the sequences that have their grammar and adapter."""
@@ -92,6 +96,10 @@ class Leader:
     def _order(self, order: LoadOrder) -> None:
         self.world.send_load(order)
         self._loader.start(order)
+
+    def take_times(self) -> None:
+        """Take in what the other ranks have told about their time."""
+        self.times |= {0: self.model.times(), **self.world.received_times()}
 
     def _start(self, step: Step) -> None:
         self.world.send_plan(step.plan)

@@ -12,10 +12,11 @@ from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.adapters.sites import find_sites
 from shardyard.runtime.engine_config import EngineConfig, check_machine, rank_engine
 from shardyard.runtime.engine_file import open_engine
+from shardyard.runtime.hosts import pin_to_cores
 from shardyard.runtime.network import NetworkSpec
 from shardyard.runtime.rank import RankModel, RankSettings
 from shardyard.runtime.step_plan import StepPlan
-from shardyard.runtime.world import World, pin_to_cores
+from shardyard.runtime.world import World
 
 __all__ = ["load_rank"]
 
@@ -34,7 +35,7 @@ def load_rank(folder: Path, config: EngineConfig, world: World) -> RankModel:
             why="their config.json differ",
             fix="give every host the same engine folder",
         )
-    path = folder / rank_engine(world.rank)
+    path = folder / rank_engine(world.file)
     spec, arrays = open_engine(path)
     if (spec.tp, spec.tp_rank, spec.pp, spec.stage) != (world.tp, world.tp_rank, world.pp, world.stage):
         raise ArtifactError(

@@ -29,11 +29,13 @@ from numpy.typing import NDArray
 from shardyard.errors import ToolchainError
 from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.collectives import AllReduce, join_all_reduce
+from shardyard.runtime.counters import Counters
 from shardyard.runtime.graph import build_graph
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.native.packing import plain_arrays
 from shardyard.runtime.native.products import Level, load_products
 from shardyard.runtime.network import ComputeType, KvType, NetworkSpec
+from shardyard.runtime.rank_times import RankTimes
 from shardyard.runtime.step_plan import StepPlan, single_prompt
 from shardyard.runtime.world import World
 
@@ -98,6 +100,7 @@ class RankModel:
         self._inputs: dict[str, Any] = {}
         #: Seconds that the network has computed so far.
         self.compute_s = 0.0
+        self.steps = 0
         self._computing_since: float | None = None
 
     @property
@@ -105,6 +108,21 @@ class RankModel:
         """Seconds that the inference under way has taken so far; 0 between two."""
         since = self._computing_since
         return 0.0 if since is None else time.perf_counter() - since
+
+    def times(self) -> RankTimes:
+        """Return where this rank's time has gone so far."""
+        counters, world = self.all_reduce.counters() if self.all_reduce else Counters(), self.world
+        return RankTimes(
+            steps=self.steps,
+            compute_s=self.compute_s - counters.waiting_s - counters.moving_s,
+            waiting_s=counters.waiting_s,
+            moving_s=counters.moving_s,
+            receiving_s=world.receiving_s,
+            sending_s=world.sending_s,
+            sums=counters.calls,
+            sum_bytes=counters.bytes,
+            sent_bytes=world.sent_bytes,
+        )
 
     def prepare_adapters(self) -> None:
         """Compile the network with adapters, if it is not: before the first step with one, from any one thread."""
@@ -198,6 +216,7 @@ class RankModel:
         request.infer()
         self._computing_since = None
         self.compute_s += time.perf_counter() - started
+        self.steps += 1
         output: NDArray[np.float32] = request.get_output_tensor(0).data
         return output
 

@@ -21,7 +21,6 @@ __all__ = [
     "Output",
     "Request",
     "SamplingParams",
-    "Stats",
     "check_request",
 ]
 
@@ -153,25 +152,6 @@ class Figures:
     reused_blocks: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What the engine is doing. ``active`` sequences are in the batch, ``queued`` wait; blocks are of the KV cache.
-
-    ``compute_s``: seconds that the leader's network has computed so far, waits for other ranks inside it included.
-    """
-
-    active: int
-    queued: int
-    max_active: int
-    kv_blocks_used: int
-    kv_blocks_total: int
-    kv_block_tokens: int
-    steps: int
-    prompt_tokens: int
-    generated_tokens: int
-    compute_s: float
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from shardyard.runtime.adapters.orders import LoadOrder
 from shardyard.runtime.engine_config import read_engine_config
 from shardyard.runtime.loading import load_rank
 from shardyard.runtime.rank import RankModel
+from shardyard.runtime.rank_times import TimesReport
 from shardyard.runtime.results import pack_result
 from shardyard.runtime.step_plan import StepPlan
 from shardyard.runtime.watch import LeaderWatch
@@ -30,17 +31,18 @@ __all__ = ["follow", "main"]
 def follow(folder: Path) -> None:
     """Load this process's rank of the engine in ``folder`` and run steps until told to stop."""
     config = read_engine_config(folder)
-    world = World(config.tp, config.pp)
+    world = World(config.tp, config.pp, config.cp)
     watch = LeaderWatch(world.leader_process)
     try:
         model = load_rank(folder, config, world)
         Heartbeat(world.rank, "worker", working_s=lambda: model.working_s)
-        loader = AdapterLoader(model)
-        while (order := world.receive_order(lambda: _report(loader, world))) is not None:
+        loader, times = AdapterLoader(model), TimesReport(model.times, world.send_times)
+        while (order := world.receive_order(lambda: _report(loader, times, world))) is not None:
             if isinstance(order, LoadOrder):
                 loader.start(order)
             else:
                 _run(model, order, world)
+                times.stepped()
         watch.stop()
         loader.close()
         world.flush()
@@ -58,7 +60,8 @@ def _run(model: RankModel, plan: StepPlan, world: World) -> None:
         world.send_result(pack_result(logits, plan, model.spec.vocab_start))
 
 
-def _report(loader: AdapterLoader, world: World) -> None:
+def _report(loader: AdapterLoader, times: TimesReport, world: World) -> None:
+    times.look()
     for loaded in loader.finished():
         world.send_loaded(loaded)
 

@@ -1,8 +1,10 @@
 """The MPI world of one engine: who is who, and the kinds of message between ranks.
 
-Ranks are numbered as TensorRT-LLM numbers them, tensor parallel fastest. Rank 0 leads: it sends each step's plan to all
-others. Hidden states go from each rank to the rank of the same tp number on the next stage. The last stage's ranks
-send what came of the step to the leader. Orders to load an adapter go the way of the plans, in order with them.
+Ranks are numbered as TensorRT-LLM numbers them: tensor parallel fastest, then context, then pipeline parallel. Rank 0
+leads: it sends each step's plan to all others. Hidden states go from each rank to the rank of the same tp and cp number
+on the next stage. The last stage's ranks send what came of the step to the leader, where context-parallel peers have
+the same the first of them. Every rank tells the leader now and then where its time went.
+Orders to load an adapter go the way of the plans, in order with them.
 
 Everything here is called from one thread of the process. A world of one rank needs no MPI and does not start it.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +23,14 @@ from numpy.typing import NDArray
 
 from shardyard.errors import LaunchError
 from shardyard.runtime.adapters.orders import Loaded, LoadOrder
+from shardyard.runtime.hosts import host_name
+from shardyard.runtime.rank_times import RankTimes
 from shardyard.runtime.step_plan import STOP, StepPlan
 from shardyard.runtime.waiting import wait_until
 
-__all__ = ["World", "pin_to_cores"]
+__all__ = ["World"]
 
-_PLAN, _HIDDEN, _RESULT, _LOADED = 1, 2, 3, 4
+_PLAN, _HIDDEN, _RESULT, _LOADED, _TIMES = 1, 2, 3, 4, 5
 #: Messages that may be under way per rank before the sender waits for the oldest.
 _MOST_UNDER_WAY = 64
 
@@ -33,20 +38,26 @@ _MOST_UNDER_WAY = 64
 class World:
     """One rank's place in the world. Every rank of the engine makes one, all at the same time.
 
+    ``file``: the number of the rank file and engine that it reads; context-parallel peers read the same.
+
     Raises:
         LaunchError: the MPI world has another size than the engine.
     """
 
-    def __init__(self, tp: int, pp: int) -> None:
-        self.tp, self.pp, self.size = tp, pp, tp * pp
+    def __init__(self, tp: int, pp: int, cp: int = 1) -> None:
+        self.tp, self.pp, self.cp, self.size = tp, pp, cp, tp * pp * cp
         self._under_way: list[tuple[Any, Any]] = []
         self._started_mpi = self.size > 1 and "mpi4py.MPI" not in sys.modules
         self.comm: Any = _join(self.size)
         self.rank: int = self.comm.Get_rank() if self.comm else 0
-        self.stage, self.tp_rank = self.rank // tp, self.rank % tp
+        self.stage, self.cp_rank, self.tp_rank = self.rank // (tp * cp), self.rank // tp % cp, self.rank % tp
+        self.file = self.stage * tp + self.tp_rank
+        #: Seconds of waiting for what others send, and of sending; bytes sent.
+        self.receiving_s = self.sending_s = self.sent_bytes = 0.0
         #: The leader's process, if it is another one on this host.
         self.leader_process = _find_leader(self.comm)
-        self.tp_comm: Any = self.comm.Split(self.stage, self.tp_rank) if tp > 1 else None
+        self.tp_comm: Any = self.comm.Split(self.rank // tp, self.tp_rank) if tp > 1 else None
+        self.cp_comm: Any = self.comm.Split(self.file, self.cp_rank) if cp > 1 else None
 
     @property
     def leader(self) -> bool:
@@ -56,13 +67,14 @@ class World:
     @property
     def results_from(self) -> list[int]:
         """The ranks that send results to the leader: the last stage's, in order of tp, itself included."""
-        return list(range((self.pp - 1) * self.tp, self.size))
+        first = (self.pp - 1) * self.cp * self.tp
+        return list(range(first, first + self.tp))
 
     def ranks_on_host(self) -> tuple[int, int]:
         """Return this rank's number among the ranks on its host, and how many they are. All ranks call it."""
         if self.comm is None:
             return 0, 1
-        names = self.comm.allgather(os.uname().nodename)
+        names = self.comm.allgather(host_name())
         here = [rank for rank, name in enumerate(names) if name == names[self.rank]]
         return here.index(self.rank), len(here)
 
@@ -128,13 +140,12 @@ class World:
 
     def send_hidden(self, hidden: NDArray[np.float32]) -> None:
         """Give hidden states [tokens, hidden] to the next stage. The array must not change afterwards."""
-        self._send(hidden, self.rank + self.tp, _HIDDEN)
+        self._send(hidden, self.rank + self.tp * self.cp, _HIDDEN)
 
     def receive_hidden(self, tokens: int, width: int) -> NDArray[np.float32]:
         """Wait for the previous stage's hidden states, float32 [tokens, width]."""
         hidden = np.empty((tokens, width), np.float32)
-        request = self.comm.Irecv(hidden, self.rank - self.tp, _HIDDEN)
-        wait_until(request.Test)
+        self._receive(hidden, self.rank - self.tp * self.cp, _HIDDEN)
         return hidden
 
     def send_result(self, result: NDArray[np.float32]) -> None:
@@ -144,15 +155,37 @@ class World:
     def receive_result(self, rank: int, size: int) -> NDArray[np.float32]:
         """Leader: wait for the ``size`` numbers that ``rank`` sends for the oldest step under way."""
         result = np.empty(size, np.float32)
-        request = self.comm.Irecv(result, rank, _RESULT)
-        wait_until(request.Test)
+        self._receive(result, rank, _RESULT)
         return result
 
+    def send_times(self, times: RankTimes) -> None:
+        """Others: tell the leader where the time went."""
+        self._send(times.encode(), 0, _TIMES)
+
+    def received_times(self) -> dict[int, RankTimes]:
+        """Leader: return what other ranks have told since the last call, by rank."""
+        from mpi4py import MPI
+
+        status, found = MPI.Status(), {}
+        while self.size > 1 and self.comm.Iprobe(MPI.ANY_SOURCE, _TIMES, status):
+            message = np.empty(RankTimes.size(), np.float64)
+            self.comm.Recv(message, status.Get_source(), _TIMES)
+            found[status.Get_source()] = RankTimes.decode(message)
+        return found
+
+    def _receive(self, array: NDArray[Any], rank: int, tag: int) -> None:
+        started = time.perf_counter()
+        wait_until(self.comm.Irecv(array, rank, tag).Test)
+        self.receiving_s += time.perf_counter() - started
+
     def _send(self, array: NDArray[Any], rank: int, tag: int) -> None:
+        started = time.perf_counter()
         self._under_way = [(request, kept) for request, kept in self._under_way if not request.Test()]
         if len(self._under_way) >= _MOST_UNDER_WAY:
             wait_until(self._under_way[0][0].Test)
         self._under_way.append((self.comm.Isend(array, rank, tag), array))
+        self.sending_s += time.perf_counter() - started
+        self.sent_bytes += array.nbytes
 
     def flush(self) -> None:
         """Wait until everything that was sent has been received."""
@@ -196,8 +229,8 @@ def _join(size: int) -> Any:
 def _find_leader(comm: Any) -> psutil.Process | None:
     if comm is None:
         return None
-    host, pid = comm.bcast((os.uname().nodename, os.getpid()))
-    return psutil.Process(pid) if comm.Get_rank() and host == os.uname().nodename else None
+    host, pid = comm.bcast((host_name(), os.getpid()))
+    return psutil.Process(pid) if comm.Get_rank() and host == host_name() else None
 
 
 def _wrong_size(found: int, wanted: int) -> LaunchError:
@@ -206,10 +239,3 @@ def _wrong_size(found: int, wanted: int) -> LaunchError:
         why="each engine file is one rank",
         fix=f"start {wanted} rank(s), or build the engine for these degrees",
     )
-
-
-def pin_to_cores(number: int, ranks: int, threads: int) -> None:
-    """Bind the calling thread, and those it starts, to cores of its own when the host has enough for all its ranks."""
-    cores = sorted(os.sched_getaffinity(0))
-    if ranks > 1 and ranks * threads <= len(cores):
-        os.sched_setaffinity(0, cores[number * threads : (number + 1) * threads])

@@ -7,7 +7,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from shardyard.runtime.request import Stats
+from shardyard.runtime.stats import Stats
 
 __all__ = ["Gauges"]
 

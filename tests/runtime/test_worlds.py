@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from shardyard.builder.convert import convert_checkpoint
+from shardyard.builder.layout.ranks import stage_layers
 from shardyard.spec import ParallelSpec
 
 pytestmark = pytest.mark.e2e
@@ -70,6 +71,21 @@ def test_every_grid_gives_the_same_tokens(
     assert done["answers"][-1]["log_probs"] == pytest.approx(expected.log_probs[-1], abs=1e-4)
     # Ranks with nothing to do leave the cores to others.
     assert done["idle_cpu"] < 0.1
+    if idle:
+        check_times(done["ranks"], done["steps"], make_engine(family, *grid))
+
+
+def check_times(ranks: list[dict[str, float]], steps: int, engine: Path) -> None:
+    """Check a tp=2, pp=2 world's times: all ranks ran all steps, and each sent what the closed formulas say."""
+    config = json.loads((engine / "config.json").read_text())["pretrained_config"]
+    # Two sums per layer. One more step of one token was run to warm up.
+    sums = [2 * len(layers) for layers in stage_layers(config["num_hidden_layers"], 2)]
+    tokens_run = 1 + sum(len(request["prompt"]) + request["max_new_tokens"] - 1 for request in REQUESTS)
+    for number, rank in enumerate(ranks):
+        assert (rank["steps"], rank["sums"]) == (steps + 1, (steps + 1) * sums[number // 2])
+        assert rank["sum_bytes"] == tokens_run * sums[number // 2] * config["hidden_size"] * 4
+        assert all(rank[name] > 0 for name in ("compute_s", "waiting_s", "moving_s", "sending_s"))
+        assert (rank["receiving_s"] > 0) == (number != 1)
 
 
 def test_without_a_compiler_the_tokens_are_the_same(

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
@@ -43,8 +44,9 @@ def lead(engine: Path, requests: list[dict], idle: float, lora_dir: Path | None)
     if requests and not all_done.wait(50):
         raise TimeoutError("requests are unfinished")
     busy = cpu_while(idle)
+    stats = executor.stats()
     executor.shutdown()
-    return {"answers": answers, "idle_cpu": busy}
+    return {"answers": answers, "idle_cpu": busy, "steps": stats.steps, "ranks": [asdict(rank) for rank in stats.ranks]}
 
 
 def cpu_while(seconds: float) -> float:

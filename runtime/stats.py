@@ -1,0 +1,30 @@
+"""What the engine is doing, in numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shardyard.runtime.rank_times import RankTimes
+
+__all__ = ["Stats"]
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the engine is doing. ``active`` sequences are in the batch, ``queued`` wait; blocks are of the KV cache.
+
+    ``compute_s``: seconds that the leader's network has computed so far, waits for other ranks inside it included.
+    ``ranks``: where each rank's time went, as far as the leader has been told.
+    """
+
+    active: int
+    queued: int
+    max_active: int
+    kv_blocks_used: int
+    kv_blocks_total: int
+    kv_block_tokens: int
+    steps: int
+    prompt_tokens: int
+    generated_tokens: int
+    compute_s: float
+    ranks: tuple[RankTimes, ...] = ()
