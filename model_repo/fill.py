@@ -113,7 +113,7 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
 
 
 #: Settings under ``serve`` that end in the repository.
-_SETTINGS = ("max_queue_size", "preprocessing_instances", "bls_instances", "exclude_input_in_output")
+_SETTINGS = ("max_queue_size", "preprocessing_instances", "bls_instances", "exclude_input_in_output", "lora_dir")
 
 
 def configurations(facts: _Facts, serve: ServeSpec) -> dict[str, str]:
@@ -165,6 +165,8 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "max_queue_size": str(serve.max_queue_size),
             "exclude_input_in_output": _flag(serve.exclude_input_in_output),
             "cancellation_check_period_ms": str(_CANCELLATION_CHECK_MS),
+            # TensorRT-LLM's name: a folder per adapter, called by its id.
+            "lora_prefetch_dir": str(Path(serve.lora_dir).expanduser().absolute()) if serve.lora_dir else "",
         },
         "postprocessing": {"tokenizer_dir": TOKENIZER, "skip_special_tokens": "true"},
     }
@@ -193,6 +195,12 @@ def _check(serve: ServeSpec) -> None:
             f"serve.postprocessing_instances={serve.postprocessing_instances} cannot work",
             why="each instance is a process, and all chunks of an answer have to pass through the same one",
             fix="leave it at 1: one process turns tens of thousands of tokens per second into text",
+        )
+    if serve.lora_dir and not Path(serve.lora_dir).expanduser().is_dir():
+        raise PipelineError(
+            f"serve.lora_dir={serve.lora_dir} is no folder",
+            why="each adapter lies there in a folder of its own, named by its id",
+            fix="make it, or leave serve.lora_dir out",
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from shardyard.runtime.adapters.loading import AdapterLoader
 from shardyard.runtime.adapters.orders import LoadOrder
 from shardyard.runtime.adapters.store import AdapterStore
-from shardyard.runtime.preparing import Compile, Preparing
+from shardyard.runtime.preparing import Compile, Preparing, needs_means
 from shardyard.runtime.rank import RankModel
 from shardyard.runtime.rank_times import RankTimes
 from shardyard.runtime.request import FinishReason, Output
@@ -55,7 +55,7 @@ class Leader:
     def add(self, sequence: Sequence) -> None:
         """Take a request."""
         self._sequences[sequence.id] = sequence
-        self.preparing.add(sequence)
+        (self.preparing if needs_means(sequence) else self.scheduler).add(sequence)
 
     def cancel(self, id: int) -> None:
         """End a request; its blocks are free at once. Unknown ids are ignored."""

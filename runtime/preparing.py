@@ -17,9 +17,14 @@ from shardyard.runtime.sequence import Sequence
 if TYPE_CHECKING:  # The parser is loaded when the first guide comes.
     from shardyard.runtime.guides.grammars import Grammar
 
-__all__ = ["Compile", "Preparing"]
+__all__ = ["Compile", "Preparing", "needs_means"]
 
 Compile: TypeAlias = "Callable[[Guide], Future[Grammar]]"
+
+
+def needs_means(sequence: Sequence) -> bool:
+    """Whether a sequence cannot run before it has a grammar or an adapter."""
+    return sequence.request.guide is not None or sequence.request.lora_id is not None
 
 
 @dataclass(eq=False)
@@ -49,7 +54,7 @@ class Preparing:
         return len(self._waiting)
 
     def add(self, sequence: Sequence) -> None:
-        """Take a sequence; ``ready`` returns it, at once if it needs nothing."""
+        """Take a sequence that needs something; ``ready`` returns it."""
         guide = sequence.request.guide
         self._waiting[sequence.id] = _Needs(sequence, self._compile(guide) if guide else None)
 

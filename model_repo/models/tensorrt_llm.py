@@ -43,7 +43,10 @@ class TritonPythonModel:
         self._tokenizer = Tokenizer.load(settings.path("tokenizer_dir"))
         self._defaults = Defaults(settings.flag("exclude_input_in_output"))
         self._executor = Executor(
-            settings.path("gpt_model_path"), max_queue_size=int(settings.parameter("max_queue_size"))
+            settings.path("gpt_model_path"),
+            max_queue_size=int(settings.parameter("max_queue_size")),
+            tokenizer=settings.path("tokenizer_dir"),
+            lora_dir=settings.path("lora_prefetch_dir") if settings.parameter("lora_prefetch_dir") else None,
         )
         limits = self._executor.limits
         self._limits = Limits(min(limits.max_seq_len, limits.kv_tokens), limits.vocab)

@@ -88,6 +88,18 @@ def test_the_parameters(checkpoint: Path, tmp_path: Path) -> None:
         assert (folder / "tokenizer_config.json").is_file()
 
 
+def test_the_folder_of_adapters_is_named_absolutely(checkpoint: Path, tmp_path: Path) -> None:
+    assert _parameters(_fill(checkpoint, tmp_path).folder, "tensorrt_llm")["lora_prefetch_dir"] == ""
+    engine, out, quiet = tmp_path / "engine", tmp_path / "model_repo", Console(quiet=True)
+    raw = {"name": "t", "model": {"checkpoint": str(checkpoint)}, "engine": {"lora": {"max_rank": 8}}}
+    pipeline = parse_pipeline({**raw, "serve": {"lora_dir": str(tmp_path / "lora")}})
+    with pytest.raises(PipelineError, match="is no folder"):
+        fill(pipeline, engine, out, quiet)
+    (tmp_path / "lora").mkdir()
+    repo = fill(pipeline, engine, out, quiet).folder
+    assert _parameters(repo, "tensorrt_llm")["lora_prefetch_dir"] == str(tmp_path / "lora")
+
+
 def test_an_engine_elsewhere_is_named_absolutely(checkpoint: Path, tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "elsewhere" / "engine")
     repo = fill(_pipeline(checkpoint), engine, tmp_path / "work" / "model_repo", Console(quiet=True)).folder
