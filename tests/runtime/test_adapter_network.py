@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shardyard.builder.convert import convert_checkpoint
-from shardyard.builder.targets.cpu import rank_arrays
+from shardyard.builder.targets.cpu import rank_arrays, read_config
 from shardyard.runtime.adapters.peft import read_peft
 from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.adapters.sites import find_sites
@@ -21,16 +21,17 @@ from shardyard.runtime.step_plan import StepPlan, single_prompt
 from shardyard.runtime.world import World
 from shardyard.spec import ParallelSpec
 
-KV_HEADS, PLACES, MAX_RANK = 2, 3, 8
-#: Where q, k and v begin in the fused product of the tiny checkpoints.
-FIRST_ROW = {"attention.q": 0, "attention.k": 128, "attention.v": 160}
+PLACES, MAX_RANK = 3, 8
+QKV = ("q", "k", "v")
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen2"])
+@pytest.fixture(scope="module")
 def network(request: pytest.FixtureRequest, make_checkpoint: Callable[..., Path], tmp_path_factory: Any) -> Any:
     folder = tmp_path_factory.mktemp("unified")
     convert_checkpoint(make_checkpoint("--family", request.param), folder, ParallelSpec())
-    return rank_arrays(folder, 0, weights="float32")
+    kv_heads = read_config(folder)["num_key_value_heads"]
+    spec, arrays = rank_arrays(folder, 0, weights="float32")
+    return spec, arrays, AdapterPool(find_sites(spec, kv_heads, 0), PLACES, MAX_RANK)
 
 
 def tokens(count: int) -> Any:
@@ -53,16 +54,17 @@ def merged(arrays: dict[str, Any], share: dict[str, Any]) -> dict[str, Any]:
     """Return the arrays with B · A added to the weights."""
     whole = {name: array.copy() for name, array in arrays.items()}
     for site, (a, b) in share.items():
-        layer, part = site.rsplit(".", 2)[0], ".".join(site.rsplit(".", 2)[1:])
-        name = f"{layer}.attention.qkv.weight" if part in FIRST_ROW else f"{site}.weight"
-        start = FIRST_ROW.get(part, 0)
+        block, part = site.rsplit(".", 1)
+        fused = QKV.index(part) if part in QKV else 0
+        name = f"{block}.qkv.weight" if part in QKV else f"{site}.weight"
+        start = sum(share[f"{block}.{before}"][1].shape[1] for before in QKV[:fused])
         whole[name][start : start + b.shape[1]] += b.T @ a
     return whole
 
 
+@pytest.mark.parametrize("network", ["llama", "qwen2", "mistral", "qwen3", "gemma"], indirect=True)
 def test_each_sequence_of_a_step_has_its_own_adapter(network: Any) -> None:
-    spec, arrays = network
-    pool = AdapterPool(find_sites(spec, KV_HEADS, 0), PLACES, MAX_RANK)
+    spec, arrays, pool = network
     shares = {0: random_share(pool, 4), 2: random_share(pool, MAX_RANK)}
     model = RankModel(spec, arrays, World(1, 1), RankSettings.exact(), adapters=pool)
     pool.write(0, random_share(pool, MAX_RANK, 9.0))
@@ -82,14 +84,12 @@ def test_each_sequence_of_a_step_has_its_own_adapter(network: Any) -> None:
         assert (np.abs(found - plain[row]).max() < 1e-4) == (place is None)
 
 
-@pytest.mark.parametrize("name", ["llama-all", "qwen2-some"])
-def test_peft_computes_the_same(name: str, make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("network", "name"), [("llama", "llama-all"), ("qwen2", "qwen2-some")], indirect=["network"])
+def test_peft_computes_the_same(network: Any, name: str) -> None:
     """What PEFT itself made of its adapters; adapters/make_adapters.py has the settings."""
+    spec, arrays, pool = network
     folder = Path(__file__).parent / "adapters" / name
     golden = np.load(folder / "golden.npz")
-    convert_checkpoint(make_checkpoint("--family", name.split("-")[0]), tmp_path, ParallelSpec())
-    spec, arrays = rank_arrays(tmp_path, 0, weights="float32")
-    pool = AdapterPool(find_sites(spec, KV_HEADS, 0), PLACES, MAX_RANK)
     pool.write(1, read_peft(folder).share(pool.sites))
     model = RankModel(spec, arrays, World(1, 1), RankSettings.exact(), adapters=pool)
     plan = replace(single_prompt(golden["prompt"], BLOCK_TOKENS), adapters=ints(1))
@@ -97,9 +97,9 @@ def test_peft_computes_the_same(name: str, make_checkpoint: Callable[..., Path],
     assert np.abs(last - golden["logits"]).max() < 1e-5 * np.abs(golden["logits"]).max()
 
 
+@pytest.mark.parametrize("network", ["llama"], indirect=True)
 def test_an_adapter_of_infinities_spoils_its_own_sequence_alone(network: Any) -> None:
-    spec, arrays = network
-    pool = AdapterPool(find_sites(spec, KV_HEADS, 0), PLACES, MAX_RANK)
+    spec, arrays, pool = network
     model = RankModel(spec, arrays, World(1, 1), RankSettings.exact(), adapters=pool)
     share = random_share(pool, 2)
     for a, _ in share.values():
