@@ -1,5 +1,7 @@
 """Signs of life: each process of an endpoint writes a file of its own twice a second, and the supervisor looks at them.
 
+Processes on other hosts than the supervisor's send datagrams instead.
+
 A process that is stopped or that no longer gets at its interpreter falls silent by itself. One whose work does not
 come to an end (a step that waits for a peer for ever) falls silent on purpose, after having said why.
 """
@@ -14,6 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from shardyard.report import REPORT_TO, send_report
 
 __all__ = ["BEATS", "DRAIN", "PERIOD", "Beat", "Heartbeat", "read_beat"]
 
@@ -63,30 +67,33 @@ class Heartbeat:
         self._working_s, self._drain = working_s, drain
         self._longest = float(os.environ.get(LONGEST_WORK_VARIABLE, LONGEST_WORK))
         self._stopped = threading.Event()
-        folder = os.environ.get(BEATS)
-        if folder:
-            path = Path(folder) / f"{os.getpid()}.json"
-            threading.Thread(target=self._beat, args=(path,), name="shardyard-heartbeat", daemon=True).start()
+        self._folder = Path(os.environ[BEATS]) if BEATS in os.environ else None
+        if self._folder or REPORT_TO in os.environ:
+            threading.Thread(target=self._beat, name="shardyard-heartbeat", daemon=True).start()
 
     def stop(self) -> None:
         """Write no more."""
         self._stopped.set()
 
-    def _beat(self, path: Path) -> None:
+    def _beat(self) -> None:
         while not self._stopped.is_set():
             if (seconds := self._working_s()) > self._longest:
                 sys.stderr.write(f"rank {self._rank}: one step has been under way for {seconds:.0f} s: it hangs\n")
                 sys.stderr.flush()
                 return
             try:
-                write_beat(path, self._state(path.parent))
+                self._give()
             except OSError:
                 return  # The run's folder is gone: the endpoint is ending.
             self._stopped.wait(PERIOD)
 
-    def _state(self, folder: Path) -> Beat:
-        draining = (folder / DRAIN).exists()
-        return Beat(self._rank, self._name, self._drain(draining) if self._drain else None, draining)
+    def _give(self) -> None:
+        draining = self._folder is not None and (self._folder / DRAIN).exists()
+        beat = Beat(self._rank, self._name, self._drain(draining) if self._drain else None, draining)
+        if self._folder:
+            write_beat(self._folder / f"{os.getpid()}.json", beat)
+        else:
+            send_report("beat", asdict(beat))
 
 
 def write_beat(path: Path, beat: Beat) -> None:

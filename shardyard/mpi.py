@@ -53,11 +53,17 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env
 
 
-def mpirun_command(*segments: tuple[int, Sequence[str]]) -> list[str]:
-    """Return a command line that starts each ``(count, argv)`` segment's processes as consecutive ranks."""
-    command = [str(find_mpirun()), "--oversubscribe", "--bind-to", "none"]
-    for index, (count, argv) in enumerate(segments):
-        command += ([":"] if index else []) + ["-n", str(count), *argv]
+def mpirun_command(
+    *segments: tuple[int, Sequence[str]] | tuple[int, Sequence[str], str], options: Sequence[str] = ()
+) -> list[str]:
+    """Return a command line that starts each ``(count, argv)`` segment's processes as consecutive ranks.
+
+    A third element names the segment's host. ``options`` are mpirun's.
+    """
+    command = [str(find_mpirun()), "--oversubscribe", "--bind-to", "none", *options]
+    for index, (count, argv, *host) in enumerate(segments):
+        where = ["--host", f"{host[0]}:{count}"] if host else []
+        command += ([":"] if index else []) + ["-n", str(count), *where, *argv]
     return command
 
 

@@ -148,6 +148,17 @@ class ServeSpec(_Section):
         str | None, Field(description="folder of LoRA adapters: <id>/adapter_config.json and adapter_model.safetensors")
     ] = None
     exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
+    hosts: Annotated[
+        tuple[str, ...],
+        Field(strict=False, description="NAME:RANKS of each host, this one first; empty: this one alone"),
+    ] = ()
+    hostfile: Annotated[str | None, Field(description="the same as a file: lines NAME slots=RANKS")] = None
+    launch_agent: Annotated[
+        str | None, Field(description="program that runs a command on a host, called as PROGRAM HOST COMMAND (ssh)")
+    ] = None
+    network: Annotated[
+        str | None, Field(description="network that connects the hosts, e.g. 10.0.0.0/16; default: as MPI finds it")
+    ] = None
     open_apis: Annotated[
         tuple[Literal["model-repository", "shared-memory", "trace", "logging"], ...],
         Field(strict=False, description="groups of Triton's calls that clients may use, beside inference and health"),

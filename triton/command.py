@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardyard.heartbeat import LONGEST_WORK_VARIABLE
 from shardyard.mpi import mpirun_command
+from shardyard.report import REPORT_TO
 from shardyard.spec import ServeSpec
 from shardyard.triton.control import restrictions
+from shardyard.triton.guard import RUN_VARIABLE
+from shardyard.triton.hosts import Placement
 from shardyard.triton.ports import Ports
 from shardyard.triton.world import World
 
-__all__ = ["Launch"]
+__all__ = ["Launch", "agent_options"]
 
 #: Shared memory between Triton and each Python model: at the start, and what it grows by. Five models fit into the
 #: 64 MiB that containers have unless told otherwise.
@@ -28,6 +33,19 @@ _LOAD_THREADS = 4
 _GRPC_POOL = 4096
 
 
+#: What ranks on other hosts must know of the launch's environment, and of this process's, where it is set.
+EXPORTED = ("PYTHONSAFEPATH", RUN_VARIABLE, LONGEST_WORK_VARIABLE)
+EXPORTED_IF_SET = ("SHARDYARD_CACHE", "SHARDYARD_NO_COMPILER")
+
+
+def agent_options(spec: ServeSpec) -> list[str]:
+    """Return mpirun's options for reaching other hosts."""
+    agent = ["--prtemca", "plm_ssh_agent", spec.launch_agent] if spec.launch_agent else []
+    if not spec.network:
+        return agent
+    return [*agent, "--prtemca", "prte_if_include", spec.network, "--mca", "btl_tcp_if_include", spec.network]
+
+
 @dataclass(frozen=True)
 class Launch:
     """Everything that the command line of one launch is made of."""
@@ -35,6 +53,8 @@ class Launch:
     spec: ServeSpec
     ports: Ports
     world: World
+    placement: Placement
+    report_to: str | None
     model_repo: Path
     binary: Path
     backends: Path
@@ -47,8 +67,23 @@ class Launch:
     def command(self) -> list[str]:
         """Return mpirun's command line."""
         entry = [sys.executable, "-m", "shardyard.triton.rank_entry", str(self.pids), str(self.logs)]
+        server = [*entry, *self.tritonserver()]
+        if self.placement.hosts:
+            far = [sys.executable, "-m", "shardyard.triton.far_entry"]
+            here = self.placement.hosts[0]
+            segments = [
+                (count, [*(entry if host == here else far), *self.world.worker], host)
+                for host, count in self.placement.segments(first=1)
+            ]
+            return mpirun_command((1, server, here), *segments, options=self._far_options())
         workers = [(self.world.ranks - 1, [*entry, *self.world.worker])] if self.world.ranks > 1 else []
-        return mpirun_command((1, [*entry, *self.tritonserver()]), *workers)
+        return mpirun_command((1, server), *workers)
+
+    def _far_options(self) -> list[str]:
+        names = (*EXPORTED, *(name for name in EXPORTED_IF_SET if name in os.environ))
+        exported = [part for name in names for part in ("-x", name)]
+        report = ["-x", f"{REPORT_TO}={self.report_to}"] if self.report_to else []
+        return [*agent_options(self.spec), *exported, *report, "--output", "tag"]
 
     def tritonserver(self) -> list[str]:
         """Return tritonserver's command line."""

@@ -11,8 +11,9 @@ from pathlib import Path
 from shardyard.errors import LaunchError, RankError
 from shardyard.triton.crash_line import crash_signal
 from shardyard.triton.rank_entry import rank_log
+from shardyard.triton.reports import FarEnd
 
-__all__ = ["Ended", "explain", "explain_hang", "last_lines", "mpirun_log"]
+__all__ = ["Ended", "explain", "explain_far", "explain_hang", "last_lines", "mpirun_log"]
 
 #: Lines of a rank's log that an error shows, and the characters that are left of each.
 TAIL_LINES = 20
@@ -54,7 +55,7 @@ def last_lines(path: Path, count: int = TAIL_LINES) -> str:
 def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> LaunchError:
     """Return the error for a world whose processes ``gone`` were the first that were seen to end."""
     ended, how = _culprit(gone, logs, ranks)
-    state = "while the endpoint was up" if ready else "before the endpoint was ready"
+    state = _state(ready)
     if ended.rank is None:
         said = last_lines(mpirun_log(logs)) or "it wrote nothing"
         return LaunchError(f"mpirun ended {state}", why=said, fix=f"see the logs in {logs}, then start again")
@@ -65,6 +66,22 @@ def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> La
         fix=f"mend what its last lines say and start again; all its lines are in {rank_log(logs, ended.rank)}",
         tail=last_lines(rank_log(logs, ended.rank)) or "(it wrote nothing)",
     )
+
+
+def explain_far(end: FarEnd, ranks: int, *, ready: bool) -> LaunchError:
+    """Return the error for a world in which a rank on another host ended."""
+    how = f"it was killed by {_signal_name(-end.status)}" if end.status < 0 else f"it ended with status {end.status}"
+    return RankError(
+        end.rank,
+        f"rank {end.rank} of {ranks} (worker on {end.host}) ended {_state(ready)}",
+        why=f"{how}; a world that lacks a rank cannot answer, so all of it was ended",
+        fix="mend what its last lines say and start again",
+        tail=end.tail or "(it wrote nothing)",
+    )
+
+
+def _state(ready: bool) -> str:
+    return "while the endpoint was up" if ready else "before the endpoint was ready"
 
 
 def explain_hang(ended: Ended, seconds: float, logs: Path, ranks: int) -> LaunchError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from shardyard.triton.guard import die_with_parent, write_pid
 
-__all__ = ["RANK_VARIABLES", "rank_log"]
+__all__ = ["RANK_VARIABLES", "own_rank", "rank_log"]
 
 #: Where launchers put a process's rank: Open MPI, PMIx, Slurm, MPICH.
 RANK_VARIABLES = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "SLURM_PROCID", "PMI_RANK")
@@ -22,8 +22,13 @@ def rank_log(logs: Path, rank: int) -> Path:
     return logs / f"rank{rank}.log"
 
 
+def own_rank() -> int:
+    """Return this process's rank, as its launcher says it."""
+    return next(int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ)
+
+
 def _main(pids: Path, logs: Path, program: list[str]) -> None:
-    rank = next(int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ)
+    rank = own_rank()
     log = os.open(rank_log(logs, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -15,10 +15,12 @@ from shardyard.endpoint import Endpoint
 from shardyard.errors import ArtifactError, LaunchError
 from shardyard.heartbeat import PERIOD
 from shardyard.spec import Pipeline, ServeSpec
-from shardyard.triton.command import Launch
+from shardyard.triton.command import Launch, agent_options
 from shardyard.triton.end_signals import EndSignals
 from shardyard.triton.guard import PIDS
 from shardyard.triton.health import probe as one_token
+from shardyard.triton.host_check import check_hosts
+from shardyard.triton.hosts import Host, Placement, parse_hosts, place, read_hostfile
 from shardyard.triton.ports import Ports, choose_ports
 from shardyard.triton.preflight import preflight
 from shardyard.triton.readiness import Readiness, write_readiness_model
@@ -133,15 +135,21 @@ def launch(
     models = _count_models(model_repo)
     world = world or read_world(model_repo)
     preflight(world)
+    placement = place(world.ranks, _hosts(spec))
+    if placement.elsewhere and world.engine:
+        check_hosts(placement, world.engine, agent_options(spec), spec.start_timeout_s)
     files = find_server()
     ports = choose_ports(spec)
     _empty(logs)
     endpoint = _endpoint(ports, model_repo)
-    server = Server(endpoint, Supervisor(RunFolder.make(), logs.resolve(), world.ranks, spec), console)
+    server = Server(endpoint, Supervisor(RunFolder.make(), logs.resolve(), placement, world.ranks, spec), console)
     try:
         console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
         run = server.supervisor.run
-        command = _command(spec, ports, world, model_repo, files, run.path, run.token, logs.resolve())
+        report_to = server.supervisor.listen()
+        command = _command(
+            spec, ports, world, placement, report_to, model_repo, files, run.path, run.token, logs.resolve()
+        )
         write_readiness_model(command.readiness_repo)
         prepare_backends(files, command.backends)
         environment = {"LD_LIBRARY_PATH": files.library_path(), RESTARTS: str(restarts)}
@@ -168,19 +176,38 @@ def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
         ShardyardError: as ``launch``, for what can be seen before anything starts.
     """
     files = find_server()
-    world, ports = read_world(model_repo), choose_ports(pipeline.serve)
-    command = _command(pipeline.serve, ports, world, model_repo, files, Path("RUN"), "TOKEN", logs.resolve())
+    spec, world = pipeline.serve, read_world(model_repo)
+    ports, placement = choose_ports(spec), place(world.ranks, _hosts(spec))
+    report_to = "TOKEN@HOST:PORT" if placement.elsewhere else None
+    command = _command(
+        spec, ports, world, placement, report_to, model_repo, files, Path("RUN"), "TOKEN", logs.resolve()
+    )
     line = shlex.join(command.command()).replace(" : ", " \\\n    : ")
     return f"LD_LIBRARY_PATH={shlex.quote(files.library_path())} \\\n{line}"
 
 
+def _hosts(spec: ServeSpec) -> list[Host]:
+    return read_hostfile(Path(spec.hostfile)) if spec.hostfile else parse_hosts(spec.hosts)
+
+
 def _command(
-    spec: ServeSpec, ports: Ports, world: World, repo: Path, files: ServerFiles, run: Path, token: str, logs: Path
+    spec: ServeSpec,
+    ports: Ports,
+    world: World,
+    placement: Placement,
+    report_to: str | None,
+    repo: Path,
+    files: ServerFiles,
+    run: Path,
+    token: str,
+    logs: Path,
 ) -> Launch:
     return Launch(
         spec=spec,
         ports=ports,
         world=world,
+        placement=placement,
+        report_to=report_to,
         model_repo=repo.resolve(),
         binary=files.binary,
         backends=run / "backends",

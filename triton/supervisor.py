@@ -21,9 +21,11 @@ from shardyard.mpi import child_environment
 from shardyard.spec import ServeSpec
 from shardyard.triton import guard
 from shardyard.triton.crash_line import CrashLine
-from shardyard.triton.post_mortem import Ended, explain, explain_hang, mpirun_log
+from shardyard.triton.hosts import Placement
+from shardyard.triton.post_mortem import Ended, explain, explain_far, explain_hang, mpirun_log
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.readiness import Readiness
+from shardyard.triton.reports import FarEnd, Reports
 from shardyard.triton.run_folder import RunFolder
 from shardyard.triton.server_files import STUB
 from shardyard.triton.vital_signs import VitalSigns
@@ -51,11 +53,14 @@ class Supervisor:
     says why, or is None after ``stop``.
     """
 
-    def __init__(self, run: RunFolder, logs: Path, ranks: int, spec: ServeSpec) -> None:
+    def __init__(self, run: RunFolder, logs: Path, placement: Placement, ranks: int, spec: ServeSpec) -> None:
         self.run = run
         self.spec = spec
         self.logs = logs
+        self.placement = placement
         self.ranks = ranks
+        self._far_ends: list[FarEnd] = []
+        self._reports: Reports | None = None
         self.ready = False
         self.failing = threading.Event()
         self.ended = threading.Event()
@@ -63,10 +68,23 @@ class Supervisor:
         self._stopping = False
         self._vital: VitalSigns | None = None
         self._watch: Watch[Ended] = Watch()
-        self._expected = {guard.MPIRUN: _MPIRUN, "0": _TRITON} | {str(n): Ended(n, "worker") for n in range(1, ranks)}
+        self._expected = {guard.MPIRUN: _MPIRUN, "0": _TRITON} | {
+            str(n): Ended(n, "worker") for n in range(1, ranks) if n not in placement.elsewhere
+        }
         self._pids: dict[str, int] = {}
         self._guard: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._supervise, name="shardyard-supervisor", daemon=True)
+
+    def listen(self) -> str | None:
+        """Take reports from other hosts, if ranks run there; return the address that they need."""
+        if not self.placement.elsewhere:
+            return None
+        self._reports = Reports(self.placement.hosts[0], self.run.token, self.run.beats, self._far_end)
+        return self._reports.address
+
+    def _far_end(self, end: FarEnd) -> None:
+        self._far_ends.append(end)
+        self._watch.wake()
 
     def start(self, command: list[str], environment: dict[str, str]) -> None:
         """Start the world."""
@@ -143,10 +161,16 @@ class Supervisor:
         while not (self._stopping or self.failing.is_set()):
             self._find_processes()
             gone = self._watch.wait(LOOK if self._expected else HEALTH_LOOK) or [_TRITON] * crash.seen()
-            if gone and not self._stopping:
-                self._fail(partial(explain, gone, self.logs, self.ranks, ready=self.ready))
+            if (gone or self._far_ends) and not self._stopping:
+                self._fail(partial(self._explain, gone))
             elif self._vital and not self._stopping and (hung := self._vital.look()):
                 self._fail(partial(explain_hang, _process_of(hung.beat), hung.seconds, self.logs, self.ranks))
+
+    def _explain(self, gone: list[Ended]) -> LaunchError:
+        """What a far rank reported explains what was seen here: its peers end when it is gone."""
+        if self._far_ends:
+            return explain_far(self._far_ends[0], self.ranks, ready=self.ready)
+        return explain(gone, self.logs, self.ranks, ready=self.ready)
 
     def _fail(self, explanation: Callable[[], LaunchError]) -> None:
         """End the world, then say why."""
@@ -189,6 +213,8 @@ class Supervisor:
         guard.end_run(self.run.token)
         if self._vital:
             self._vital.stop()
+        if self._reports:
+            self._reports.stop()
         self.run.remove()
 
 

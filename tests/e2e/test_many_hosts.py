@@ -1,0 +1,104 @@
+"""Ranks on two hosts: network namespaces of this machine, each with its own address, name and shared memory.
+
+They take root and iproute2 to make.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+
+AGENT = Path(__file__).parent.parent / "triton" / "programs" / "enter_host.sh"
+PROMPT = "Once upon a time"
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, timeout=10, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[str, str]]:
+    """Make a second host; return the address of this one and of that one."""
+    net = os.getpid() % 200 + 20
+    here, there, bridge = f"10.77.{net}.1", f"10.77.{net}.2", f"sybr{net}"
+    space = f"sy-{there}"
+    ip("netns", "add", space)
+    try:
+        ip("link", "add", bridge, "type", "veth", "peer", "name", "eth0", "netns", space)
+        ip("addr", "add", f"{here}/24", "dev", bridge)
+        ip("link", "set", bridge, "up")
+        ip("-n", space, "addr", "add", f"{there}/24", "dev", "eth0")
+        for device in ("eth0", "lo"):
+            ip("-n", space, "link", "set", device, "up")
+        yield here, there
+    finally:
+        ip("netns", "del", space)
+
+
+def settings(hosts: tuple[str, str], *more: str) -> list[str]:
+    items = [f"serve.hosts=[{hosts[0]}:1, {hosts[1]}:1]", f"serve.launch_agent={AGENT}", *more]
+    return [part for item in items for part in ("--set", item)]
+
+
+@pytest.mark.parametrize("grid", [("parallel.tp=2",), ("parallel.tp=1", "parallel.pp=2")], ids=["tp=2", "pp=2"])
+def test_the_same_text_from_two_hosts(
+    hosts: tuple[str, str],
+    grid: tuple[str, ...],
+    pipeline_folder: Callable[[str], Path],
+    serve: Any,
+    shardyard: Any,
+    golden_text: Callable[[str], dict[str, str]],
+) -> None:
+    """And when the rank on the other host is killed, all ends and names rank, host and reason."""
+    with serve(pipeline_folder("llama"), *settings(hosts, *grid)) as served:
+        done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", "16", cwd=served.folder)
+        assert (done.returncode, done.stdout) == (0, golden_text("llama")[PROMPT] + "\n"), done.stderr
+        worker = find_far_worker()
+        os.kill(worker, signal.SIGKILL)
+        started = time.monotonic()
+        assert served.process.wait(timeout=10) == 5
+        assert time.monotonic() - started < 5
+        said = (served.folder / "serve.log").read_text()
+        assert "rank 1 of 2 (worker on node-2) ended while the endpoint was up" in said
+        assert "SIGKILL" in said
+        assert find_far_worker() == 0
+
+
+def test_a_far_rank_that_hangs(hosts: tuple[str, str], pipeline_folder: Callable[[str], Path], serve: Any) -> None:
+    with serve(pipeline_folder("llama"), *settings(hosts, "serve.hang_timeout_s=3")) as served:
+        os.kill(find_far_worker(), signal.SIGSTOP)
+        assert served.process.wait(timeout=10) == 5
+        assert "rank 1 of 2 (worker) hangs" in (served.folder / "serve.log").read_text()
+        assert find_far_worker() == 0
+
+
+def test_a_host_that_cannot_be_reached(
+    hosts: tuple[str, str], pipeline_folder: Callable[[str], Path], shardyard: Any
+) -> None:
+    nobody = hosts[1].removesuffix("2") + "9"
+    done = shardyard("serve", "p.yaml", *settings((hosts[0], nobody)), cwd=pipeline_folder("llama"))
+    assert done.returncode == 5
+    assert "not every host can start ranks" in done.stderr
+    assert nobody in done.stderr
+
+
+def find_far_worker() -> int:
+    """Return the process id of a worker whose host name is the other host's; 0 if there is none."""
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            far = (entry / "ns" / "uts").readlink() != Path("/proc/self/ns/uts").readlink()
+        except OSError:
+            continue
+        if far and b"shardyard.runtime.worker" in words and b"shardyard.triton.far_entry" not in words:
+            return int(entry.name)
+    return 0

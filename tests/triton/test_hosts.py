@@ -1,0 +1,83 @@
+"""Hosts and who runs where."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from shardyard.errors import LaunchError
+from shardyard.triton.host_check import HostFacts, compare_hosts
+from shardyard.triton.hosts import Host, Placement, parse_hosts, place, read_hostfile
+
+HERE = "127.0.0.1"
+
+
+def test_entries() -> None:
+    assert parse_hosts(["a", "b:3"]) == [Host("a", 1), Host("b", 3)]
+
+
+@pytest.mark.parametrize("entry", ["", ":2", "a:0", "a:x", "a:-1"])
+def test_entries_that_are_none(entry: str) -> None:
+    with pytest.raises(LaunchError, match="is not a host"):
+        parse_hosts([entry])
+
+
+def test_hostfile(tmp_path: Path) -> None:
+    file = tmp_path / "hosts"
+    file.write_text("# the first\nnode1 slots=2  # here\n\nnode2\n")
+    assert read_hostfile(file) == [Host("node1", 2), Host("node2", 1)]
+    file.write_text("node1 slots=2\nnode2 slots=many\n")
+    with pytest.raises(LaunchError, match="line 2"):
+        read_hostfile(file)
+    with pytest.raises(LaunchError, match="cannot be read"):
+        read_hostfile(tmp_path / "none")
+
+
+def test_ranks_fill_hosts_in_order() -> None:
+    placement = place(4, [Host(HERE, 1), Host("x", 2), Host("y", 1)])
+    assert placement.hosts == (HERE, "x", "x", "y")
+    assert placement.elsewhere == {1, 2, 3}
+    assert placement.segments(first=1) == [("x", 2), ("y", 1)]
+
+
+def test_no_hosts_is_this_one() -> None:
+    assert place(2, []) == Placement()
+    assert place(2, []).elsewhere == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "hint"),
+    [
+        ([Host(HERE, 1), Host("x", 2)], "take 3 ranks and the engine has 2"),
+        ([Host(HERE, 1), Host(HERE, 1)], "named twice"),
+        ([Host("192.0.2.77", 1), Host(HERE, 1)], "is not this host"),
+        ([Host("no-such-host.invalid", 1), Host(HERE, 1)], "is unknown"),
+    ],
+)
+def test_hosts_that_do_not_fit(hosts: list[Host], hint: str) -> None:
+    with pytest.raises(LaunchError, match=hint):
+        place(2, hosts)
+
+
+FACTS = HostFacts("a", {"openvino": "1", "numpy": "2"}, "hash", {"rank0.engine": 5, "rank1.engine": 5})
+
+
+def test_equal_hosts_pass() -> None:
+    compare_hosts(Placement(("a", "b")), {"a": FACTS, "b": dataclasses.replace(FACTS, name="b")})
+
+
+@pytest.mark.parametrize(
+    ("changed", "hint"),
+    [
+        ({"files": {"rank0.engine": 5}}, "no rank1.engine"),
+        ({"config": ""}, "another config.json, or none"),
+        ({"versions": {"openvino": "3", "numpy": "2"}}, "openvino 1 here, 3 there"),
+    ],
+)
+def test_a_host_that_differs(changed: dict[str, object], hint: str) -> None:
+    other = dataclasses.replace(FACTS, name="b", **changed)  # type: ignore[arg-type]
+    with pytest.raises(LaunchError, match=r"^b ") as caught:
+        compare_hosts(Placement(("a", "b")), {"a": FACTS, "b": other})
+    assert hint in caught.value.why

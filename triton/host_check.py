@@ -1,0 +1,122 @@
+"""Looks at every host before ranks start there.
+
+``python -m shardyard.triton.host_check ENGINE``, one process on each host, prints what it found as a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shardyard import __version__
+from shardyard.content_hash import hash_file
+from shardyard.errors import LaunchError
+from shardyard.mpi import child_environment, mpirun_command
+from shardyard.toolchain import package_version
+from shardyard.triton.hosts import Placement
+
+__all__ = ["HostFacts", "check_hosts", "compare_hosts"]
+
+_PACKAGES = ("mpi4py", "numpy", "openvino")
+_MARK = "shardyard-host "
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """One host: what is installed there, and the engine's files as ``name: bytes``. ``config`` is a hash, or empty."""
+
+    name: str
+    versions: dict[str, str]
+    config: str
+    files: dict[str, int]
+
+    @classmethod
+    def of_this(cls, name: str, engine: Path) -> HostFacts:
+        """Look at this host."""
+        versions = {"shardyard": __version__, "Python": platform.python_version()}
+        versions |= {package: package_version(package) or "absent" for package in _PACKAGES}
+        config = engine / "config.json"
+        return cls(
+            name,
+            versions,
+            hash_file(config) if config.is_file() else "",
+            {path.name: path.stat().st_size for path in engine.glob("rank*.engine")},
+        )
+
+
+def check_hosts(placement: Placement, engine: Path, agent: Sequence[str], timeout: float) -> None:
+    """Ask every host, and compare what they say.
+
+    Raises:
+        LaunchError: a host cannot be reached in ``timeout`` seconds, lacks files of its ranks, or has other versions.
+    """
+    program = [sys.executable, "-m", "shardyard.triton.host_check", str(engine)]
+    segments = [(1, [*program, host], host) for host, _ in placement.segments()]
+    command = mpirun_command(*segments, options=agent)
+    try:
+        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        raise _unreachable(placement, f"no answer in {timeout:g} s") from None
+    found = {}
+    for line in done.stdout.splitlines():
+        if _MARK in line:
+            facts = HostFacts(**json.loads(line.partition(_MARK)[2]))
+            found[facts.name] = facts
+    if len(found) < len(segments):
+        missing = sorted({host for host, _ in placement.segments()} - set(found))
+        said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip("- "))
+        raise _unreachable(placement, f"nothing came from {', '.join(missing)}: {said[:600]}")
+    compare_hosts(placement, found)
+
+
+def compare_hosts(placement: Placement, found: dict[str, HostFacts]) -> None:
+    """Check that each host has its ranks' files, and what the first one has.
+
+    Raises:
+        LaunchError: one has not.
+    """
+    first = found[placement.hosts[0]]
+    for rank, host in enumerate(placement.hosts):
+        facts = found[host]
+        name = f"rank{rank}.engine"
+        if name not in facts.files or facts.config != first.config:
+            lacks = f"no {name}" if facts.config == first.config else "another config.json, or none"
+            raise LaunchError(
+                f"{host} does not have this engine",
+                why=f"in the engine's folder there is {lacks}",
+                fix="copy the folder to the same path on every host, or share it",
+            )
+        if facts.versions != first.versions:
+            differ = [
+                f"{package} {first.versions[package]} here, {facts.versions[package]} there"
+                for package in first.versions
+                if facts.versions[package] != first.versions[package]
+            ]
+            raise LaunchError(
+                f"{host} has other versions than {first.name}", why="; ".join(differ), fix="install the same on all"
+            )
+
+
+def _unreachable(placement: Placement, why: str) -> LaunchError:
+    hosts = ", ".join(host for host, _ in placement.segments())
+    return LaunchError(
+        f"not every host can start ranks: {hosts}",
+        why=why,
+        fix="ssh to it without a password must work (or name another way: serve.launch_agent), and the same "
+        f"interpreter must lie there: {sys.executable}",
+    )
+
+
+def _main(engine: Path, name: str) -> None:
+    # One write: mpirun mixes the lines of several processes.
+    os.write(1, (_MARK + json.dumps(asdict(HostFacts.of_this(name, engine))) + "\n").encode())
+
+
+if __name__ == "__main__":
+    _main(Path(sys.argv[1]), sys.argv[2])
