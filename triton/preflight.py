@@ -58,8 +58,8 @@ def _check_memory(engine: Path, config: EngineConfig) -> None:
 def cache_bytes(engine: Path, config: EngineConfig) -> float:
     """Return what the key/value cache of all ranks takes once every block of it has been used."""
     model = json.loads((engine / "config.json").read_text(encoding="utf-8"))["pretrained_config"]
-    heads = max(model["num_key_value_heads"], config.tp)  # Fewer heads than ranks are repeated.
-    numbers = 2 * model["num_hidden_layers"] * heads * model["head_size"] * config.cpu.kv_cache_tokens
+    heads = max(config.kv_heads, config.tp)  # Fewer heads than ranks are repeated.
+    numbers = 2 * config.layers * heads * model["head_size"] * config.cpu.kv_cache_tokens
     return float(numbers * _BYTES[config.cpu.kv_cache])
 
 

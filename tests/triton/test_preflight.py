@@ -39,7 +39,7 @@ def engine(tmp_path: Path) -> Make:
         )
         config = {
             "pretrained_config": {
-                "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1},
+                "mapping": {"world_size": 1, "tp_size": 1, "pp_size": 1, "cp_size": 1},
                 "vocab_size": 100,
                 "num_hidden_layers": 2,
                 "num_key_value_heads": 4,
