@@ -15,13 +15,15 @@
 #include <cstring>
 #include <utility>
 
+#include "quantize.hpp"
+
 namespace shardyard {
 namespace {
 
 // Tokens that one pass over a block takes: as many sums as registers hold besides the weight.
 constexpr std::size_t kPass = 8;
-// How far ahead of its use a weight is fetched, in bytes: what memory delivers while it is slow to answer.
-constexpr std::size_t kAhead = 2048;
+// How far ahead of its use a weight is fetched, in bytes, as measured: further where more is done with it.
+constexpr std::size_t ahead(int tokens) { return tokens <= 2 ? 2048 : 8192; }
 
 inline std::int32_t four_bytes(const void* address) {
     std::int32_t bytes;
@@ -43,31 +45,14 @@ struct Int8Rows {
 
 std::size_t int8_bytes(std::size_t tokens, std::size_t columns) { return tokens * (columns + columns / kGroup * 8); }
 
-void quantize(const float* x, std::int8_t* numbers, float& scale, std::int32_t& start) {
-    __m512 part[4];
-    __m512 largest = _mm512_setzero_ps();
-    for (int i = 0; i < 4; ++i) {
-        part[i] = _mm512_loadu_ps(x + 16 * i);
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(part[i]));
-    }
-    const float limit = _mm512_reduce_max_ps(largest);
-    const __m512 steps = _mm512_set1_ps(limit > 0 ? 127.f / limit : 0.f);
-    __m512i sum = _mm512_setzero_si512();
-    for (int i = 0; i < 4; ++i) {
-        const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(part[i], steps));
-        sum = _mm512_add_epi32(sum, rounded);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(numbers + 16 * i), _mm512_cvtsepi32_epi8(rounded));
-    }
-    scale = limit / 127.f;
-    start = -128 * _mm512_reduce_add_epi32(sum);
-}
-
 void int8_prepare(const float* x, std::size_t columns, std::size_t tokens, std::size_t first, std::size_t last,
                   std::uint8_t* prepared) {
     const Int8Rows rows(prepared, tokens, columns);
     const std::size_t groups = columns / kGroup;
     for (std::size_t i = first * groups; i < last * groups; ++i) {
-        quantize(x + i * kGroup, rows.numbers + i * kGroup, rows.scales[i], rows.starts[i]);
+        const Group group = quantize_group(x + i * kGroup, rows.numbers + i * kGroup);
+        rows.scales[i] = group.scale;
+        rows.starts[i] = -group.excess;
     }
 }
 
@@ -88,7 +73,7 @@ void int8_block(const PackedMatrix& matrix, std::size_t block, const Int8Rows& x
 #pragma GCC unroll 4
         for (std::size_t k = group * kGroup; k < (group + 1) * kGroup; k += 4) {
             const __m512i numbers16 = _mm512_loadu_si512(weight + k * kBlockRows);
-            _mm_prefetch(weight + k * kBlockRows + kAhead, _MM_HINT_T0);
+            _mm_prefetch(weight + k * kBlockRows + ahead(T), _MM_HINT_T0);
             for (int t = 0; t < T; ++t) {
                 sum[t] = _mm512_dpbusd_epi32(sum[t], numbers16, _mm512_set1_epi32(four_bytes(numbers + t * columns + k)));
             }
@@ -127,7 +112,7 @@ void bfloat16_block(const PackedMatrix& matrix, std::size_t block, const std::ui
         for (std::size_t s = 0; s < kSums; ++s) {
             const std::size_t at = k + 2 * s;
             const __m512i pair = _mm512_loadu_si512(weight + 2 * at * kBlockRows);
-            _mm_prefetch(weight + 2 * at * kBlockRows + kAhead, _MM_HINT_T0);
+            _mm_prefetch(weight + 2 * at * kBlockRows + ahead(T), _MM_HINT_T0);
             for (int t = 0; t < T; ++t) {
                 const __m512i same = _mm512_set1_epi32(four_bytes(numbers + 2 * (t * columns + at)));
                 sum[s][t] = _mm512_dpbf16_ps(sum[s][t], reinterpret_cast<__m512bh>(pair), reinterpret_cast<__m512bh>(same));

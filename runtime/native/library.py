@@ -24,7 +24,8 @@ __all__ = ["NO_COMPILER", "cache_folder", "native_library"]
 #: Set to 1, this variable makes the engine do without a compiler: the all-reduce runs in Python over MPI.
 NO_COMPILER = "SHARDYARD_NO_COMPILER"
 SOURCES = Path(__file__).parent
-_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra")
+#: GCC 12 finds uninitialized variables in its own headers.
+_FLAGS = ("-O3", "-march=native", "-std=c++17", "-shared", "-fPIC", "-Wall", "-Wextra", "-Wno-maybe-uninitialized")
 
 
 def cache_folder() -> Path:

@@ -13,12 +13,13 @@ namespace {
 // Weights that a thread takes at a time, in bytes: little enough that one whose core is busy elsewhere keeps the others
 // waiting for a few microseconds only, enough that taking costs nothing.
 constexpr std::size_t kPortion = 128 << 10;
-// From here on a tile of 16 tokens is full enough to pay.
-constexpr std::size_t kFewTokens = 4;
+// With more tokens than these, tiles of 16 are full enough to pay.
+constexpr std::size_t kFewInt8 = 8, kFewBfloat16 = 4;
 constexpr std::size_t kTokenPortion = 16;
 
 const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
-    if (level == Level::amx && tokens > kFewTokens) return *amx_kernel(kind);
+    const std::size_t few = kind == Kind::int8 ? kFewInt8 : kFewBfloat16;
+    if (level == Level::amx && tokens > few) return *amx_kernel(kind);
     return level == Level::avx2 ? *avx2_kernel(kind) : *avx512_kernel(kind);
 }
 
@@ -96,7 +97,7 @@ void multiply(const PackedMatrix& matrix, const PackedMatrix* gate, Activation a
     });
     const Product product{matrix, gate, activation, kernel, prepared, tokens, y};
     const std::size_t bytes = matrix.block_bytes() * (gate ? 2 : 1);
-    // An even number: from 17 tokens on the tiles take blocks in pairs.
+    // An even number: for many tokens the tiles take blocks in pairs.
     const std::size_t grain = std::max<std::size_t>(2, kPortion / bytes / 2 * 2);
     in_parts(matrix.blocks(), grain, [&](std::size_t first, std::size_t last) { product.blocks(first, last); });
 }

@@ -27,8 +27,6 @@ from shardyard.runtime.native.products import Level, PackedMatrix, Products, bes
 
 BFLOAT16, INT8 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.int8)
 LEVELS: tuple[Level, ...] = get_args(Level)[: get_args(Level).index(best_level()) + 1]
-#: Where amx leaves the few tokens to avx512.
-FEW = 4
 
 
 @cache
@@ -54,7 +52,7 @@ def prepared(x: Any, dtype: np.dtype[Any], level: Level) -> Any:
     """Return the activations as the kernels round them, in float64."""
     if level == "avx2":
         return x.astype(np.float64)
-    if dtype == BFLOAT16 or (level == "amx" and len(x) > FEW):
+    if dtype == BFLOAT16:
         return x.astype(BFLOAT16).astype(np.float64)
     groups = x.reshape(len(x), -1, GROUP)
     largest = np.abs(groups).max(-1, keepdims=True)
