@@ -173,11 +173,12 @@ def _group_problem(target: Target, file: int, plan: CuttingPlan, tp: int) -> str
 
 
 def _kernel_problem(target: Target, file: int, plan: CuttingPlan, tp: int) -> str | None:
-    shape, cut = target.shapes[file], _by_columns(target, file)
-    if len(shape) == 3:
-        return "TensorRT-LLM's layout of experts in groups is not known"
+    (rows, columns), cut = target.shapes[file][-2:], _by_columns(target, file)
+    experts = len(target.shapes[file]) == 3
     multiple = max(SIZE_MULTIPLE, target.linears.form.group)
-    for what, size, ranks in (("input", shape[1], 1 if cut else tp), ("output", shape[0], tp if cut else 1)):
+    # The sizes of experts are not padded for all ranks at once, as those of other weights are.
+    shares = (1, 1) if experts else (1, tp) if cut else (tp, 1)
+    for what, size, ranks in (("input", columns, shares[0]), ("output", rows, shares[1])):
         if size % (multiple * ranks):
             return f"TensorRT-LLM would pad the {size} {what} columns to a multiple of {multiple * ranks}"
     bias = target.name.removesuffix("weight") + "bias"

@@ -15,7 +15,7 @@ import numpy as np
 from shardyard.builder.dtypes import Array
 from shardyard.builder.quantization.fp8 import E4M3, Fp8Weight
 from shardyard.builder.quantization.grouped import GroupedWeight
-from shardyard.builder.quantization.int_sources import COMPANIONS, int_shapes, read_int_weight
+from shardyard.builder.quantization.int_sources import OPTIONAL, int_roles, int_shapes, read_int_weight
 from shardyard.builder.quantization.source_format import SourceFormat
 from shardyard.builder.source.safetensors_file import TensorEntry
 from shardyard.errors import CheckpointError
@@ -110,7 +110,7 @@ class Linears:
             if role in wanted and self.entries[tensor].shape != wanted[role]:
                 raise CheckpointError(
                     f"{self.entries[tensor].path}: tensor {tensor} has shape {list(self.entries[tensor].shape)}",
-                    why=f"quantization_config and qweight make it {list(wanted[role])}",
+                    why=f"quantization_config and {tensors['qweight'].rpartition('.')[2]} make it {list(wanted[role])}",
                     fix="check that config.json belongs to these weights",
                 )
         return out, columns
@@ -146,12 +146,13 @@ def find_linears(form: SourceFormat, entries: Mapping[str, TensorEntry], read: R
 
 
 def _find_ints(form: SourceFormat, entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Mapping[str, str]]]:
+    roles = int_roles(form)
     for name in entries:
         base, _, role = name.rpartition(".")
-        if role != "qweight":
+        if role != roles["qweight"]:
             continue
-        roles = ["qweight", *COMPANIONS[form.packing], *(["g_idx"] if f"{base}.g_idx" in entries else [])]
-        yield f"{base}.weight", _tensors(base, roles, entries)
+        there = {role: name for role, name in roles.items() if role not in OPTIONAL or f"{base}.{name}" in entries}
+        yield f"{base}.weight", _tensors(base, there, entries)
 
 
 def _find_fp8(form: SourceFormat, entries: Mapping[str, TensorEntry]) -> Iterator[tuple[str, Mapping[str, str]]]:
@@ -159,7 +160,8 @@ def _find_fp8(form: SourceFormat, entries: Mapping[str, TensorEntry]) -> Iterato
         base, _, role = name.rpartition(".")
         if role != "weight" or entry.dtype != E4M3:
             continue
-        tensors = _tensors(base, ["weight", "weight_scale", *["input_scale"] * form.static_activations], entries)
+        roles = ["weight", "weight_scale", *["input_scale"] * form.static_activations]
+        tensors = _tensors(base, dict(zip(roles, roles, strict=True)), entries)
         scales, wanted = math.prod(entries[tensors["weight_scale"]].shape), _SCALES[form.algo](entry.shape[0])
         if scales != wanted:
             raise CheckpointError(
@@ -173,8 +175,8 @@ def _find_fp8(form: SourceFormat, entries: Mapping[str, TensorEntry]) -> Iterato
 _SCALES: dict[str, Callable[[int], int]] = {"FP8": lambda rows: 1, "FP8_PER_CHANNEL_PER_TOKEN": lambda rows: rows}
 
 
-def _tensors(base: str, roles: list[str], entries: Mapping[str, TensorEntry]) -> dict[str, str]:
-    found = {role: f"{base}.{role}" for role in roles}
+def _tensors(base: str, roles: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> dict[str, str]:
+    found = {role: f"{base}.{name}" for role, name in roles.items()}
     for name in found.values():
         if name not in entries:
             raise CheckpointError(

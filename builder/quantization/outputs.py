@@ -4,18 +4,21 @@ For a linear layer ``X`` (i = in / tp or in, o = the rank's rows, g = group size
 
 - W4A16_GPTQ, W8A16_GPTQ: ``X.weight`` [i, o · bits / 16] in the order of ``tensorrt_layout``, declared as the model's
   16-bit type; ``X.weights_scaling_factor`` and ``X.zero`` [i / g, o]. A weight is (code - half) · scale + zero, with
-  half = 2 ** (bits - 1): the stored zero is (half - zero point) · scale.
+  half = 2 ** (bits - 1): the stored zero is (half - zero point) · scale. Experts have a first axis, [experts, …].
 - FP8: ``X.weight`` [o, i] in e4m3, ``X.weights_scaling_factor`` and ``X.activation_scaling_factor`` float32 [1];
   experts have one weight scale each, [experts, 1]. Parts that are joined share the largest scale.
 - FP8_PER_CHANNEL_PER_TOKEN: ``X.weight`` as before and ``X.per_channel_scale`` float32 [o].
 
-Source: tensorrt_llm/quantization/layers.py and functional.py of TensorRT-LLM 1.x, read, not run.
+Source: tensorrt_llm/quantization/layers.py and functional.py, and for experts ``MOEWeightWrapper`` of layers/moe.py, of
+TensorRT-LLM 1.x, read, not run.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,12 +28,13 @@ from shardyard.builder.quantization.fp8 import Fp8Weight, join_fp8, largest
 from shardyard.builder.quantization.grouped import GroupedWeight, join_rows
 from shardyard.builder.quantization.linears import Linears
 from shardyard.builder.quantization.made import Made, TensorInfo
-from shardyard.builder.quantization.tensorrt_layout import to_tensorrt
+from shardyard.builder.quantization.tensorrt_layout import EXPERTS_SM, to_tensorrt
 
 __all__ = ["Target", "quantized_targets"]
 
 FP8 = "float8_e4m3fn"
 Part = tuple[str, Piece]
+Cut = TypeVar("Cut")
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,9 @@ class Target:
     def _infos(self, shape: tuple[int, ...]) -> dict[str, TensorInfo]:
         form, (rows, columns), experts = self.linears.form, shape[-2:], shape[:-2]
         if form.packing != "fp8":
-            scales = TensorInfo((columns // (form.group or columns), rows), self.dtype)
+            scales = TensorInfo((*experts, columns // (form.group or columns), rows), self.dtype)
             return {
-                self.name: TensorInfo((columns, rows * form.bits // 16), self.dtype),
+                self.name: TensorInfo((*experts, columns, rows * form.bits // 16), self.dtype),
                 self._sibling("weights_scaling_factor"): scales,
                 self._sibling("zero"): scales,
             }
@@ -96,27 +100,38 @@ class Target:
             if self.linears.form.packing == "fp8":
                 arrays = self._fp8([cut for cut in cuts if isinstance(cut, Fp8Weight)], parts, self.shapes[file])
             else:
-                arrays = self._grouped(join_rows([cut for cut in cuts if isinstance(cut, GroupedWeight)]))
+                arrays = self._grouped(
+                    [cut for cut in cuts if isinstance(cut, GroupedWeight)], parts, self.shapes[file]
+                )
             for name, array in arrays.items():
                 yield file, name, array
 
-    def _grouped(self, weight: GroupedWeight) -> dict[str, Array]:
+    def _grouped(
+        self, cuts: Sequence[GroupedWeight], parts: Sequence[Part], shape: tuple[int, ...]
+    ) -> dict[str, Array]:
+        """Join the parts, expert by expert where there are experts."""
+        each = [self._one_matrix(join_rows(owned), len(shape) == 3) for owned in _by_matrix(cuts, parts, shape)]
+        names = (self.name, self._sibling("weights_scaling_factor"), self._sibling("zero"))
+        return {
+            name: np.stack(arrays).reshape(*shape[:-2], *arrays[0].shape)
+            for name, arrays in zip(names, zip(*each, strict=True), strict=True)
+        }
+
+    def _one_matrix(self, weight: GroupedWeight, expert: bool) -> tuple[Array, Array, Array]:
+        """Return the weight, its scales and its zeros, as the rank files hold them."""
         dtype = BY_NAME[self.dtype]
         half = np.float32(1 << (weight.bits - 1))
         zeros = (half - weight.zeros.astype(np.float32)) * weight.scales.astype(np.float32)
-        return {
-            self.name: to_tensorrt(weight.codes, weight.bits, dtype, self.sm),
-            self._sibling("weights_scaling_factor"): np.ascontiguousarray(weight.scales.T).astype(dtype),
-            self._sibling("zero"): np.ascontiguousarray(zeros.T).astype(dtype),
-        }
+        return (
+            to_tensorrt(weight.codes, weight.bits, dtype, EXPERTS_SM if expert else self.sm),
+            np.ascontiguousarray(weight.scales.T).astype(dtype),
+            np.ascontiguousarray(zeros.T).astype(dtype),
+        )
 
     def _fp8(self, cuts: Sequence[Fp8Weight], parts: Sequence[Part], shape: tuple[int, ...]) -> dict[str, Array]:
         """Join the parts, expert by expert where there are experts."""
         per_channel = self.linears.form.algo == "FP8_PER_CHANNEL_PER_TOKEN"
-        rows, count = shape[-2], int(np.prod(shape[:-2]))
-        owned: list[list[Fp8Weight]] = [[] for _ in range(count)]
-        for cut, (_, piece) in zip(cuts, parts, strict=True):
-            owned[piece.row // rows].append(cut)
+        owned = _by_matrix(cuts, parts, shape)
         joined = [join_fp8(each, None if per_channel else largest([cut.scale for cut in each])) for each in owned]
         scales = np.stack([each.scale for each in joined]).reshape(*shape[:-2], -1)
         arrays = {self.name: np.stack([each.numbers for each in joined]).reshape(shape)}
@@ -125,6 +140,14 @@ class Target:
         activation = largest([each.activation for each in joined])
         arrays |= {self._sibling("weights_scaling_factor"): scales}
         return arrays | ({} if activation is None else {self._sibling("activation_scaling_factor"): activation})
+
+
+def _by_matrix(cuts: Sequence[Cut], parts: Sequence[Part], shape: tuple[int, ...]) -> list[list[Cut]]:
+    """Return the parts of each matrix of a tensor [out, in], or [experts, out, in], in the order of its rows."""
+    owned: list[list[Cut]] = [[] for _ in range(math.prod(shape[:-2]))]
+    for cut, (_, piece) in zip(cuts, parts, strict=True):
+        owned[piece.row // shape[-2]].append(cut)
+    return owned
 
 
 def quantized_targets(plan: CuttingPlan, linears: Linears, tp: int, sm: int) -> list[Target]:

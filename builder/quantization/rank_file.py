@@ -11,8 +11,8 @@ import numpy as np
 
 from shardyard.builder.dtypes import Array
 from shardyard.builder.quantization.fp8 import E4M3
-from shardyard.builder.quantization.grouped import GroupedWeight
-from shardyard.builder.quantization.tensorrt_layout import from_tensorrt
+from shardyard.builder.quantization.grouped import GroupedWeight, join_rows
+from shardyard.builder.quantization.tensorrt_layout import EXPERTS_SM, from_tensorrt
 from shardyard.builder.source.safetensors_file import SafetensorsFile, TensorEntry
 
 __all__ = ["GROUPED_BITS", "LAYOUT_KEY", "RankFile", "kept_algo"]
@@ -78,7 +78,7 @@ class RankFile(SafetensorsFile):
         if not self.quantized(name):
             return super().array(name)
         if self.in_groups(name):
-            return self.grouped(name).dequantized()
+            return self.grouped(name).dequantized().reshape(self.entries[name].shape)
         values: Array = self.stored_array(name).astype(np.float32)
         if self.algo == "FP8_PER_CHANNEL_PER_TOKEN":
             values *= self.stored_array(_sibling(name, "per_channel_scale"))[..., None]
@@ -96,19 +96,30 @@ class RankFile(SafetensorsFile):
         """Whether the tensor is a weight in groups of whole numbers."""
         return self.algo in GROUPED_BITS and self.quantized(name)
 
-    def scales_shape(self, name: str) -> tuple[int, int]:
-        """Return the shape [out, in / group] of a weight's scales, where weights are in groups."""
-        groups, out = self.stored[_sibling(name, "weights_scaling_factor")].shape
-        return out, groups
+    def scales_shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape [out, in / group] of a weight's scales, or [experts, out, in / group]."""
+        *experts, groups, out = self.stored[_sibling(name, "weights_scaling_factor")].shape
+        return *experts, out, groups
 
     def grouped(self, name: str) -> GroupedWeight:
-        """Return a weight of GPTQ's algorithms in whole numbers. Its zeros are worked out from zero and scale."""
+        """Return a weight of GPTQ's algorithms in whole numbers, experts one below the other.
+
+        Its zeros are worked out from zero and scale.
+        """
+        roles = ("weight", "weights_scaling_factor", "zero")
+        weight, scaling, zero = (self.stored_array(_sibling(name, role)) for role in roles)
+        if weight.ndim == 2:
+            return self._one_matrix(weight, scaling, zero, self._sm)
+        experts = zip(weight, scaling, zero, strict=True)
+        return join_rows([self._one_matrix(*arrays, EXPERTS_SM) for arrays in experts])
+
+    def _one_matrix(self, weight: Array, scaling: Array, zero: Array, sm: int) -> GroupedWeight:
         bits = self.bits
-        scales = np.ascontiguousarray(self.stored_array(_sibling(name, "weights_scaling_factor")).T)
-        shift = self.stored_array(_sibling(name, "zero")).T.astype(np.float32)
+        scales = np.ascontiguousarray(scaling.T)
+        shift = zero.T.astype(np.float32)
         units = shift / np.where(scales == 0, np.float32(1), scales.astype(np.float32))
         zeros = np.rint(np.float32(1 << (bits - 1)) - units).astype(np.int16)
-        return GroupedWeight(from_tensorrt(self.stored_array(name), bits, self._sm), scales, zeros, bits)
+        return GroupedWeight(from_tensorrt(weight, bits, sm), scales, zeros, bits)
 
     def stored_array(self, name: str) -> Array:
         """Return a tensor as it is in the file."""
@@ -119,7 +130,8 @@ class RankFile(SafetensorsFile):
     def _plain(self, entry: TensorEntry) -> TensorEntry:
         if self.algo in GROUPED_BITS and _sibling(entry.name, "zero") in self.stored:
             bits = GROUPED_BITS[str(self.algo)]
-            shape: tuple[int, ...] = (entry.shape[1] * 16 // bits, entry.shape[0])
+            *experts, columns, packed = entry.shape
+            shape: tuple[int, ...] = (*experts, packed * 16 // bits, columns)
         elif entry.dtype == E4M3:
             shape = entry.shape
         else:

@@ -4,6 +4,7 @@ Forms that are read, and where they are described:
 
 - GPTQ (Frantar et al. 2022, arXiv:2210.17323) as AutoGPTQ, GPTQModel and transformers write it: ``quant_method`` gptq;
 - AWQ (Lin et al. 2023, arXiv:2306.00978) as AutoAWQ's version ``gemm`` writes it: ``quant_method`` awq;
+- whole numbers in groups as compressed-tensors packs them: ``format`` pack-quantized;
 - FP8 as compressed-tensors, AutoFP8 (``quant_method`` fp8) and NVIDIA's ModelOpt write it.
 """
 
@@ -18,7 +19,7 @@ from shardyard.errors import CheckpointError
 
 __all__ = ["SourceFormat", "parse_format"]
 
-Packing = Literal["gptq", "awq", "fp8"]
+Packing = Literal["gptq", "awq", "packed", "fp8"]
 Raw = Mapping[str, Any]
 _FIX = "give the unquantized checkpoint and let quantization: w8a16 or w4a16 quantize it"
 
@@ -27,9 +28,10 @@ _FIX = "give the unquantized checkpoint and let quantization: w8a16 or w4a16 qua
 class SourceFormat:
     """How a checkpoint's linear weights are stored. ``algo`` is TensorRT-LLM's name of the same thing.
 
-    ``bits`` and ``group`` (columns; 0: one group per row) count for packing gptq and awq only; ``zero_offset`` is what
-    is added to a stored zero point. ``static_activations``: FP8 with one scale for a layer's input, which the
-    checkpoint holds. ``kv_cache`` is TensorRT-LLM's name of the cache's type, None where the checkpoint names none.
+    ``bits`` and ``group`` (columns; 0: one group per row) count for whole numbers only; ``zero_offset`` is what is
+    added to a stored zero point; ``symmetric``: none is stored, all are in the middle of the numbers.
+    ``static_activations``: FP8 with one scale for a layer's input, which the checkpoint holds. ``kv_cache`` is
+    TensorRT-LLM's name of the cache's type, None where the checkpoint names none.
     """
 
     method: str
@@ -38,6 +40,7 @@ class SourceFormat:
     bits: int = 8
     group: int = 0
     zero_offset: int = 0
+    symmetric: bool = False
     static_activations: bool = False
     kv_cache: str | None = None
 
@@ -122,9 +125,11 @@ def _compressed(raw: Raw, path: Path) -> SourceFormat:
         _refuse(path, "several config_groups", "one scheme for all linear layers can be written")
     group = next(iter(groups.values()))
     weights, inputs = group.get("weights") or {}, group.get("input_activations") or {}
+    if raw.get("format") == "pack-quantized":
+        return _packed(weights, inputs, raw, path)
     if (weights.get("type"), weights.get("num_bits")) != ("float", 8) or raw.get("format") != "float-quantized":
         what = f"format={raw.get('format')!r}, {weights.get('num_bits')} bits of type {weights.get('type')!r}"
-        _refuse(path, what, "of compressed-tensors, float-quantized with 8 bits is known")
+        _refuse(path, what, "of compressed-tensors, float-quantized with 8 bits and pack-quantized are known")
     strategy, dynamic = weights.get("strategy"), bool(inputs.get("dynamic"))
     scheme = (strategy, inputs.get("strategy"), dynamic)
     if scheme not in _COMPRESSED:
@@ -133,6 +138,29 @@ def _compressed(raw: Raw, path: Path) -> SourceFormat:
     algo = _COMPRESSED[scheme]
     kv_cache = _compressed_cache(raw, path)
     return SourceFormat("compressed-tensors", "fp8", algo, static_activations=not dynamic, kv_cache=kv_cache)
+
+
+def _packed(weights: Raw, inputs: Raw, raw: Raw, path: Path) -> SourceFormat:
+    """Whole numbers, with one scale per group or per row; activations stay as they are."""
+    for section, key, fine, why in (
+        (weights, "type", ("int",), "packed numbers are whole ones"),
+        (weights, "num_bits", (4, 8), "possible: 4, 8"),
+        (weights, "strategy", ("group", "channel"), "possible: group, channel"),
+        # With actorder=group a g_idx follows, which is refused where it mixes the columns.
+        (inputs, "num_bits", (), "activations in whole numbers are not known"),
+    ):
+        _check(path, section, key, fine, why)
+    described = {"bits": weights.get("num_bits"), "group_size": weights.get("group_size") or -1}
+    bits, group = _bits_and_group(described, path, (4, 8))
+    return SourceFormat(
+        "compressed-tensors",
+        "packed",
+        f"W{bits}A16_GPTQ",
+        bits,
+        group if weights.get("strategy") == "group" else 0,
+        symmetric=weights.get("symmetric", True) is True,
+        kv_cache=_compressed_cache(raw, path),
+    )
 
 
 _COMPRESSED = {

@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 from shardyard.builder.dtypes import Array
 from shardyard.builder.quantization.nibbles import pack_nibbles, unpack_nibbles
 
-__all__ = ["GROUPS", "SIZE_MULTIPLE", "from_tensorrt", "layout_of", "to_tensorrt"]
+__all__ = ["EXPERTS_SM", "GROUPS", "SIZE_MULTIPLE", "from_tensorrt", "layout_of", "to_tensorrt"]
 
 #: Columns of a group that its kernels take.
 GROUPS = (64, 128)
 #: TensorRT-LLM pads both sizes of a weight to a multiple of this (or of the group, if that is more) times tp.
 SIZE_MULTIPLE = 64
+#: Experts are always laid out as for this architecture: the kernels of their grouped product know no other.
+EXPERTS_SM = 80
 _TILE = 64
 #: The last architecture whose kernels want the third step; SM120 and later take SM80's layout again.
 _LAST_TILED, _FIRST_TILED_AGAIN = 89, 120

@@ -68,13 +68,13 @@ def int4_arrays(file: RankFile, name: str) -> Iterator[MadeArray]:
 
 def kept_arrays(file: RankFile, name: str) -> Iterator[MadeArray]:
     """Yield a matrix that is in groups of whole numbers in the rank file, number for number."""
-    (out, columns), scales = file.entries[name].shape, file.scales_shape(name)
+    (*rows, columns), scales = file.entries[name].shape, file.scales_shape(name)
     bits = file.bits
 
     def make() -> _Arrays:
         return _KEPT[bits](file.grouped(name))
 
-    yield from _grouped(name, (out, columns * bits // 8), scales, *_KINDS[bits], make)
+    yield from _grouped(name, (*rows, columns * bits // 8), scales, *_KINDS[bits], make)
 
 
 def _grouped(

@@ -65,6 +65,17 @@ def _group_size(request: GpuRequest) -> PipelineError | None:
     )
 
 
+def _expert_bits(request: GpuRequest) -> PipelineError | None:
+    model = request.model
+    if model.quant_algo != "W8A16_GPTQ" or not (model.config.get("moe") or {}).get("num_experts"):
+        return None
+    return PipelineError(
+        "experts of W8A16_GPTQ cannot run on GPUs",
+        why="TensorRT-LLM's experts in groups are int4",
+        fix="take an int4 checkpoint, or set quantization: dequantized; engine.target=cpu runs it",
+    )
+
+
 def _cache_type(request: GpuRequest) -> PipelineError | None:
     model, asked = request.model, request.pipeline.engine.kv_cache
     wanted = cache_algo(request.pipeline.engine)
@@ -215,6 +226,7 @@ CHECKS: tuple[Callable[[GpuRequest], PipelineError | None], ...] = (
     _weights_algorithm,
     _layout,
     _group_size,
+    _expert_bits,
     _cache_type,
     _cache_algorithm,
     _plugins,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,6 +40,19 @@ LINEARS = {
     "mlp.gate_proj": (INNER, HIDDEN),
     "mlp.up_proj": (INNER, HIDDEN),
     "mlp.down_proj": (HIDDEN, INNER),
+}
+#: How MoE families differ, by architecture: keys of config.json, where the experts are, and their gate, up and down.
+MOE_INNER, EXPERTS = 128, 4
+_MOE_SIZES = {"num_experts_per_tok": 2, "moe_intermediate_size": MOE_INNER, "num_experts": EXPERTS}
+_QWEN = ("mlp", ("gate_proj", "up_proj", "down_proj"))
+MOE: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
+    "MixtralForCausalLM": (
+        {"intermediate_size": MOE_INNER, "num_local_experts": EXPERTS, "num_experts_per_tok": 2},
+        "block_sparse_moe",
+        ("w1", "w3", "w2"),
+    ),
+    "Qwen2MoeForCausalLM": ({**_MOE_SIZES, "shared_expert_intermediate_size": INNER, "mlp_only_layers": [0]}, *_QWEN),
+    "Qwen3MoeForCausalLM": ({**_MOE_SIZES, "head_dim": HEAD, "mlp_only_layers": []}, *_QWEN),
 }
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 Tensors = dict[str, Any]
@@ -96,6 +110,26 @@ def awq(group: int = 64) -> Quantize:
     return make
 
 
+def compressed(group: int | None = 64, bits: int = 4, symmetric: bool = True) -> Quantize:
+    """compressed-tensors' tensors: numbers with signs plus half their range, packed along the input columns."""
+
+    def make(generator: Any, name: str, out: int, columns: int) -> tuple[Tensors, Any]:
+        codes, zeros, scales, value = _whole_numbers(generator, out, columns, group or columns, bits, 0)
+        tensors = {"weight_packed": packed(codes, bits), "weight_scale": scales, "weight_shape": np.array(codes.shape)}
+        if symmetric:
+            value = (codes - (1 << (bits - 1))).astype(np.float32) * np.repeat(scales, group or columns, axis=1)
+        else:
+            tensors["weight_zero_point"] = np.ascontiguousarray(packed(zeros.T, bits).T)
+        return {f"{name}.{role}": tensor for role, tensor in tensors.items()}, value
+
+    return make
+
+
+def _scheme(**weights: Any) -> dict[str, Any]:
+    group = {"targets": ["Linear"], "input_activations": None, "weights": {"type": "int", "dynamic": False, **weights}}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"group_0": group}}
+
+
 def fp8(per_channel: bool = False, static: bool = True, exact: bool = False) -> Quantize:
     """FP8's tensors; ``exact``: scales are powers of two, so that moving from one to another loses next to nothing."""
 
@@ -121,12 +155,44 @@ class Sample:
     tensors: Tensors = field(default_factory=dict)
 
 
-def _plain(generator: Any) -> Iterator[tuple[str, Any]]:
+def _linears(config: dict[str, Any], layer: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the quantized layers of a decoder layer and their shapes [out, in]."""
+    architecture, moe = config["architectures"][0], layer not in config.get("mlp_only_layers", ())
+    sparse = architecture in MOE and moe
+    for name, shape in LINEARS.items():
+        if not (sparse and name.startswith("mlp.")):
+            yield name, shape
+    if not sparse:
+        return
+    _, block, names = MOE[architecture]
+    for expert in range(EXPERTS):
+        for name, shape in zip(names, ((MOE_INNER, HIDDEN), (MOE_INNER, HIDDEN), (HIDDEN, MOE_INNER)), strict=True):
+            yield f"{block}.experts.{expert}.{name}", shape
+    if config.get("shared_expert_intermediate_size"):
+        for name in ("gate", "up", "down"):
+            yield f"mlp.shared_expert.{name}_proj", LINEARS[f"mlp.{name}_proj"]
+
+
+def _moe_shapes(config: dict[str, Any], layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield the plain tensors that a decoder layer of a MoE family has besides the norms."""
+    architecture = config["architectures"][0]
+    if architecture == "Qwen2MoeForCausalLM":
+        yield from ((f"self_attn.{part}_proj.bias", LINEARS[f"self_attn.{part}_proj"][:1]) for part in "qkv")
+    if architecture == "Qwen3MoeForCausalLM":
+        yield from ((f"self_attn.{part}_norm.weight", (HEAD,)) for part in "qk")
+    if architecture in MOE and layer not in config.get("mlp_only_layers", ()):
+        yield f"{MOE[architecture][1]}.gate.weight", (EXPERTS, HIDDEN)
+        if config.get("shared_expert_intermediate_size"):
+            yield "mlp.shared_expert_gate.weight", (1, HIDDEN)
+
+
+def _plain(generator: Any, config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     shapes = {"model.embed_tokens.weight": (VOCAB, HIDDEN), "model.norm.weight": (HIDDEN,)}
     shapes["lm_head.weight"] = (VOCAB, HIDDEN)
     for layer in range(LAYERS):
         for norm in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"model.layers.{layer}.{norm}.weight"] = (HIDDEN,)
+        shapes |= {f"model.layers.{layer}.{name}": shape for name, shape in _moe_shapes(config, layer)}
     for name, shape in shapes.items():
         yield name, (generator.standard_normal(shape) * 0.5 + 0.1).astype(np.float16)
 
@@ -141,6 +207,15 @@ KINDS: dict[str, tuple[dict[str, Any], Quantize]] = {
     ),
     "gptq_int8": ({"quant_method": "gptq", "bits": 8, "group_size": 64}, gptq(bits=8)),
     "awq": ({"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm", "zero_point": True}, awq()),
+    "packed": (_scheme(num_bits=4, strategy="group", group_size=64, symmetric=True), compressed()),
+    "packed_zeros": (
+        _scheme(num_bits=4, strategy="group", group_size=32, symmetric=False),
+        compressed(32, symmetric=False),
+    ),
+    "packed_int8": (
+        _scheme(num_bits=8, strategy="channel", group_size=None, symmetric=True),
+        compressed(None, 8),
+    ),
     "fp8": ({"quant_method": "fp8", "activation_scheme": "static"}, fp8(exact=True)),
     "fp8_fused": ({"quant_method": "fp8", "activation_scheme": "static"}, fp8()),
     "fp8_channel": (
@@ -169,18 +244,21 @@ def write_sample() -> Callable[..., Sample]:
         folder: Path,
         kind: str,
         *,
+        architecture: str = "LlamaForCausalLM",
         seed: int = 0,
         config: dict[str, Any] | None = None,
         change: Callable[[dict[str, Any], Tensors], None] | None = None,
     ) -> Sample:
         generator = np.random.default_rng(seed)
         described, quantize = KINDS[kind]
-        raw = {**CONFIG, "quantization_config": dict(described), **(config or {})}
+        moe = MOE[architecture][0] if architecture in MOE else {}
+        named = {"architectures": [architecture], "quantization_config": copy.deepcopy(described)}
+        raw = {**CONFIG, **moe, **named, **(config or {})}
         sample = Sample(folder)
-        for name, value in _plain(generator):
+        for name, value in _plain(generator, raw):
             sample.tensors[name], sample.values[name] = value, value.astype(np.float32)
         for layer in range(LAYERS):
-            for linear, (out, columns) in LINEARS.items():
+            for linear, (out, columns) in _linears(raw, layer):
                 name = f"model.layers.{layer}.{linear}"
                 tensors, value = quantize(generator, name, out, columns)
                 sample.tensors |= tensors

@@ -30,6 +30,8 @@ PROMPT = np.random.default_rng(5).integers(3, 70, 30).tolist()
     [
         ("gptq_g32", "int4", np.uint8, "number for number"),
         ("awq", "int4", np.uint8, "number for number"),
+        ("packed_zeros", "int4", np.uint8, "number for number"),
+        ("packed_int8", "int8", np.int8, "number for number"),
         ("gptq_int8", "int8", np.int8, "number for number"),
         ("fp8_channel", "float16", np.float16, "dequantized from FP8"),
     ],

@@ -55,6 +55,12 @@ def test_what_gpus_cannot_run_is_refused_early(
         make_request(pipeline, model_of_source(pipeline))
 
 
+def test_experts_in_int8_groups_are_refused(write_sample: Callable[..., Any], tmp_path: Path) -> None:
+    folder = write_sample(tmp_path / "hf", "gptq_int8", architecture="MixtralForCausalLM").folder
+    with pytest.raises(PipelineError, match="experts of W8A16_GPTQ cannot run on GPUs"):
+        make_request(_pipeline(folder, "H100"), model_of_source(_pipeline(folder, "H100")))
+
+
 def test_a_cache_in_fp8_without_calibration_has_scales_of_one(write_sample: Callable[..., Any], tmp_path: Path) -> None:
     sample = write_sample(tmp_path / "hf", "gptq")
     convert(_pipeline(sample.folder, "H100", kv_cache="fp8"), tmp_path / "out", QUIET)

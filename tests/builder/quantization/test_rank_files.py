@@ -55,14 +55,17 @@ def _groups(tensors: Values, name: str, bits: int) -> tuple[Any, Any]:
 
 
 @pytest.mark.parametrize(("tp", "pp"), GRIDS)
-@pytest.mark.parametrize(("kind", "bits"), [("gptq", 4), ("gptq_g32", 4), ("gptq_int8", 8), ("awq", 4)])
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [("gptq", 4), ("gptq_g32", 4), ("gptq_int8", 8), ("awq", 4), ("packed", 4), ("packed_zeros", 4)],
+)
 def test_groups_stand_for_the_source(
     write_sample: Callable[..., Any], tmp_path: Path, kind: str, bits: int, tp: int, pp: int
 ) -> None:
     sample = write_sample(tmp_path / "hf", kind)
     convert_checkpoint(sample.folder, tmp_path, ParallelSpec(tp=tp, pp=pp))
     config = json.loads((tmp_path / "config.json").read_text())
-    group = 32 if kind == "gptq_g32" else 64
+    group = 32 if kind in ("gptq_g32", "packed_zeros") else 64
     for rank in range(tp * pp):
         path = tmp_path / f"rank{rank}.safetensors"
         tensors, plain = load_file(path), RankFile(path, config)

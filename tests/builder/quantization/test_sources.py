@@ -14,7 +14,19 @@ from shardyard.builder.source.check import check_tensors
 from shardyard.builder.source.checkpoint import open_source
 from shardyard.errors import CheckpointError
 
-KINDS = ["gptq", "gptq_g32", "gptq_v2", "gptq_int8", "awq", "fp8", "fp8_fused", "fp8_channel"]
+KINDS = [
+    "gptq",
+    "gptq_g32",
+    "gptq_v2",
+    "gptq_int8",
+    "awq",
+    "packed",
+    "packed_zeros",
+    "packed_int8",
+    "fp8",
+    "fp8_fused",
+    "fp8_channel",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -61,6 +73,12 @@ def _set(key: str, value: object) -> Callable[[dict[str, Any], dict[str, Any]], 
     return lambda config, tensors: config["quantization_config"].update({key: value})
 
 
+def _weights(key: str, value: object) -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    return lambda config, tensors: config["quantization_config"]["config_groups"]["group_0"]["weights"].update(
+        {key: value}
+    )
+
+
 def _drop(name: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
     return lambda config, tensors: tensors.pop(name)
 
@@ -88,7 +106,14 @@ Q = "model.layers.0.self_attn.q_proj"
         ("fp8", _set("weight_block_size", [128, 128]), "block scales"),
         ("fp8", _drop(f"{Q}.input_scale"), f"no tensor {Q}.input_scale"),
         ("fp8", _put(f"{Q}.weight_scale", np.ones(4, np.float32)), "has 4 elements"),
-        ("fp8_channel", _set("format", "pack-quantized"), "float-quantized"),
+        ("fp8_channel", _set("format", "pack-quantized"), "packed numbers are whole ones"),
+        ("fp8_channel", _set("format", "marlin-24"), "float-quantized"),
+        ("packed", _weights("num_bits", 3), "possible: 4, 8"),
+        ("packed", _weights("strategy", "block"), "possible: group, channel"),
+        ("packed", _weights("group_size", 60), "does not divide"),
+        ("packed", _drop(f"{Q}.weight_scale"), f"no tensor {Q}.weight_scale"),
+        ("packed_zeros", _drop(f"{Q}.weight_zero_point"), f"no tensor {Q}.weight_zero_point"),
+        ("packed", _weights("group_size", 32), "quantization_config and weight_packed make it"),
         ("fp8_channel", _set("config_groups", {"a": {}, "b": {}}), "one scheme"),
         ("fp8_channel", _set("quant_method", "bitsandbytes"), "known forms: gptq, awq"),
     ],
@@ -109,4 +134,11 @@ def test_columns_in_the_order_of_activations_are_refused(write_sample: Callable[
 
     source = open_source(write_sample(tmp_path / "hf", "gptq", change=mix).folder)
     with pytest.raises(CheckpointError, match="mixes its columns"):
+        source.array(f"{Q}.weight")
+
+
+def test_a_packed_weight_of_another_shape_is_refused(write_sample: Callable[..., Any], tmp_path: Path) -> None:
+    change = _put(f"{Q}.weight_shape", np.array([128, 127]))
+    source = open_source(write_sample(tmp_path / "hf", "packed", change=change).folder)
+    with pytest.raises(CheckpointError, match=r"weight_shape says \[128, 127\]"):
         source.array(f"{Q}.weight")

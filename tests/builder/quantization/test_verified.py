@@ -24,7 +24,12 @@ QUIET = Console(quiet=True)
 
 @pytest.mark.parametrize(
     ("kind", "quantization", "tp", "pp"),
-    [("gptq", "none", 2, 1), ("awq", "dequantized", 1, 1), ("fp8_fused", "none", 1, 2), ("fp8_channel", "none", 1, 1)],
+    [
+        ("packed", "none", 2, 1),
+        ("awq", "dequantized", 1, 1),
+        ("fp8_fused", "none", 1, 2),
+        ("fp8_channel", "none", 1, 1),
+    ],
 )
 def test_a_quantized_checkpoint_is_certified(
     write_sample: Callable[..., Any], tmp_path: Path, kind: str, quantization: str, tp: int, pp: int
