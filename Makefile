@@ -9,7 +9,7 @@ STAMP    := $(VENV)/.installed
 # The repository's root must never be on the import path: a folder called `triton` lies there.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert bench-verify clean help
+.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert bench-verify bench-overhead clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -60,6 +60,9 @@ bench-engine: $(STAMP)  ## decode and prefill rates of the embedded engine, besi
 
 bench-convert: $(STAMP)  ## speed and memory of convert, beside a plain cp of the same bytes
 	$(BIN)/python -m shardyard.perf.bench_convert $(BENCH_ARGS)
+
+bench-overhead: $(STAMP)  ## what serving adds to the engine alone: TTFT, time per token, tokens/s
+	$(BIN)/python -m shardyard.perf.bench_overhead $(BENCH_ARGS)
 
 bench-verify: $(STAMP)  ## memory of certifying 70B-sized layers one at a time
 	$(BIN)/python -m shardyard.perf.bench_verify $(BENCH_ARGS)

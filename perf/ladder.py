@@ -1,0 +1,136 @@
+"""One rung of the overhead ladder: the same prompts through one way into the engine, as fast as answers come."""
+
+from __future__ import annotations
+
+import queue
+import statistics
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import grpc
+from tokenizers import Tokenizer
+from tritonclient.grpc.service_pb2 import ModelInferRequest
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
+
+from shardyard.endpoint import Endpoint
+from shardyard.errors import MeasurementError
+from shardyard.runtime.executor import Executor
+from shardyard.runtime.request import Output, Request
+from shardyard.triton.request import GenerateRequest
+
+__all__ = ["Ask", "Rung", "climb", "executor_way", "model_way", "token_model_way"]
+
+#: Asks for an answer of so many tokens and yields once for each chunk that comes.
+Ask = Callable[[str, int], Iterator[object]]
+
+TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Rung:
+    """Medians over the requests of one measurement: seconds to the first token and per token after it; tokens/s."""
+
+    ttft_s: float
+    per_token_s: float
+    tokens_per_s: float
+
+
+def climb(ask: Ask, prompts: Sequence[str], streams: int, tokens: int) -> Rung:
+    """Send the prompts over ``streams`` at a time, each answered by ``tokens`` tokens.
+
+    Tokens/s counts from the first request to the end of the first stream that finds no prompt left: all are busy then.
+
+    Raises:
+        MeasurementError: a request failed.
+    """
+    waiting = iter(prompts)
+    lock, errors = threading.Lock(), list[Exception]()
+    answers: list[tuple[float, float, float]] = []
+    ended: list[float] = []
+    started = time.perf_counter()
+
+    def stream() -> None:
+        try:
+            while True:
+                with lock:
+                    prompt = next(waiting, None)
+                if prompt is None:
+                    break
+                sent = time.perf_counter()
+                times = [time.perf_counter() for _ in ask(prompt, tokens)]
+                answers.append((times[0] - sent, times[-1] - times[0], times[-1]))
+        except Exception as error:
+            errors.append(error)
+        ended.append(time.perf_counter())
+
+    threads = [threading.Thread(target=stream, daemon=True) for _ in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S)
+    if errors or len(answers) < len(prompts):
+        raise MeasurementError("a request of the ladder failed", why=str(errors[0]) if errors else "no end in sight")
+    return Rung(
+        statistics.median(first for first, _, _ in answers),
+        statistics.median(rest for _, rest, _ in answers) / (tokens - 1),
+        len(answers) * tokens / (max(ended) - started),
+    )
+
+
+def executor_way(executor: Executor, tokenizer: Tokenizer) -> Ask:
+    """Return the way through nothing: the engine's own loop, in this process."""
+
+    def ask(text: str, tokens: int) -> Iterator[object]:
+        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
+        executor.submit(Request(tokenizer.encode(text).ids, tokens), outputs.put)
+        while True:
+            output = outputs.get(timeout=TIMEOUT_S)
+            if output.error:
+                raise MeasurementError("the engine failed", why=output.error)
+            yield from output.tokens
+            if output.finished:
+                return
+
+    return ask
+
+
+def model_way(endpoint: Endpoint, model: str) -> Ask:
+    """Return the way through a model of text, over gRPC."""
+
+    def messages(text: str, tokens: int) -> ModelInferRequest:
+        return GenerateRequest(text, tokens, end_id=-1).message(model)
+
+    return _way(endpoint, messages)
+
+
+def token_model_way(endpoint: Endpoint, tokenizer: Tokenizer) -> Ask:
+    """Return the way through ``tensorrt_llm`` alone, over gRPC."""
+
+    def message(text: str, tokens: int) -> ModelInferRequest:
+        ids = tokenizer.encode(text).ids
+        request = ModelInferRequest(model_name="tensorrt_llm")
+        request.parameters["triton_enable_empty_final_response"].bool_param = True
+        for name, values in {"input_ids": ids, "input_lengths": [len(ids)], "request_output_len": [tokens]}.items():
+            request.inputs.add(name=name, datatype="INT32", shape=[1, len(values)])
+            request.raw_input_contents.append(struct.pack(f"<{len(values)}i", *values))
+        request.inputs.add(name="streaming", datatype="BOOL", shape=[1, 1])
+        request.raw_input_contents.append(b"\x01")
+        return request
+
+    return _way(endpoint, message)
+
+
+def _way(endpoint: Endpoint, message: Callable[[str, int], ModelInferRequest]) -> Ask:
+    stub = GRPCInferenceServiceStub(grpc.insecure_channel(endpoint.grpc_address))
+
+    def ask(text: str, tokens: int) -> Iterator[object]:
+        for response in stub.ModelStreamInfer(iter([message(text, tokens)]), timeout=TIMEOUT_S):
+            if response.error_message:
+                raise MeasurementError("the endpoint refused a request", why=response.error_message)
+            if response.infer_response.outputs:
+                yield response
+
+    return ask
