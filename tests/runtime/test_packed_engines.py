@@ -40,26 +40,37 @@ def test_logits_are_those_of_the_same_numbers(make_engine: Callable[..., Path], 
     packed = {name for name, array in arrays.items() if is_packed(array)}
     assert {name.split(".")[-2] for name in packed} >= {"qkv", "dense"}
     exact = RankModel(spec, arrays, world, RankSettings.exact()).logits(PROMPT)
-    # In float32, so that nothing else is rounded; 3 tokens and 40 take different ways.
-    model = RankModel(spec, arrays, world, replace(RankSettings.exact(), products=level))
     assert exact is not None
-    for count in (3, 40):
-        got = model.logits(PROMPT[:count])
-        assert got is not None
-        error = np.sqrt(np.mean((got - exact[:count]) ** 2) / np.mean(exact[:count] ** 2))
-        assert 0 < error < 0.03
+    # AVX2 leaves activations as they are. Others round them, and a token may go to another expert for it.
+    for products, limit in (("avx2", 1e-5), (level, 0.1)):
+        model = RankModel(spec, arrays, world, replace(RankSettings.exact(), products=products))
+        for count in (3, 40):  # Two ways through the products.
+            got = model.logits(PROMPT[:count])
+            assert got is not None
+            errors = np.sqrt(((got - exact[:count]) ** 2).mean(1) / (exact[:count] ** 2).mean(1))
+            assert 0 < np.median(errors) < limit
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("form", FORMS)
 def test_two_ranks_answer_as_one(
-    make_engine: Callable[..., Path], executing: Any, generate: Any, run_world: Any, tmp_path: Path, form: str
+    make_checkpoint: Callable[..., Path],
+    make_engine: Callable[..., Path],
+    executing: Any,
+    generate: Any,
+    run_world: Any,
+    tmp_path: Path,
+    form: str,
 ) -> None:
+    # Each rank's columns are a multiple of 64, so both grids have the same groups.
+    checkpoint = make_checkpoint("--set", "intermediate_size=512")
     requests = [{"prompt": PROMPT[:n], "max_new_tokens": 8} for n in (1, 7, 40)]
     (tmp_path / "requests.json").write_text(json.dumps(requests))
-    with executing(make_engine(**FORMS[form])) as executor:
+    with executing(make_engine(checkpoint=checkpoint, **FORMS[form])) as executor:
         one = generate(executor, [Request(**request) for request in requests])
-    two = run_world(2, "generate.py", make_engine(tp=2, **FORMS[form]), tmp_path / "requests.json", 0)
+    two = run_world(
+        2, "generate.py", make_engine(tp=2, checkpoint=checkpoint, **FORMS[form]), tmp_path / "requests.json", 0
+    )
     assert [answer["tokens"] for answer in two["answers"]] == one.tokens
 
 
