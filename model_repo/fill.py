@@ -113,7 +113,15 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
 
 
 #: Settings under ``serve`` that end in the repository.
-_SETTINGS = ("max_queue_size", "preprocessing_instances", "bls_instances", "exclude_input_in_output", "lora_dir")
+_SETTINGS = (
+    "max_queue_size",
+    "preprocessing_instances",
+    "bls_instances",
+    "exclude_input_in_output",
+    "enable_kv_cache_reuse",
+    "batch_scheduler_policy",
+    "lora_dir",
+)
 
 
 def configurations(facts: _Facts, serve: ServeSpec) -> dict[str, str]:
@@ -164,6 +172,8 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "tokenizer_dir": TOKENIZER,
             "max_queue_size": str(serve.max_queue_size),
             "exclude_input_in_output": _flag(serve.exclude_input_in_output),
+            "enable_kv_cache_reuse": _flag(serve.enable_kv_cache_reuse),
+            "batch_scheduler_policy": serve.batch_scheduler_policy,
             "cancellation_check_period_ms": str(_CANCELLATION_CHECK_MS),
             # TensorRT-LLM's name: a folder per adapter, called by its id.
             "lora_prefetch_dir": str(Path(serve.lora_dir).expanduser().absolute()) if serve.lora_dir else "",

@@ -21,7 +21,7 @@ from shardyard.runtime.leader import Leader
 from shardyard.runtime.loading import load_rank
 from shardyard.runtime.rank import RankModel
 from shardyard.runtime.request import Guide, Limits, Output, Request, check_request
-from shardyard.runtime.scheduler import Scheduler
+from shardyard.runtime.scheduler import Policy, Scheduler
 from shardyard.runtime.sequence import OnOutput, Sequence
 from shardyard.runtime.stats import Stats
 from shardyard.runtime.world import World
@@ -40,7 +40,8 @@ class Executor:
 
     MPI, if the engine has more than one rank, is used from the executor's thread only. ``max_queue_size``: requests
     that may wait; 0 is no limit. ``tokenizer``: the folder with the model's tokenizer.json, for guided answers.
-    ``lora_dir``: the folder of adapters, ``<id>/adapter_config.json``. Returns when the engine is ready.
+    ``lora_dir``: the folder of adapters, ``<id>/adapter_config.json``. ``kv_cache_reuse``: prompts that begin alike are
+    computed once. ``batch_scheduler_policy``: see ``scheduler``. Returns when the engine is ready.
 
     Raises:
         ArtifactError: the engine folder is broken.
@@ -49,7 +50,14 @@ class Executor:
     """
 
     def __init__(
-        self, engine: Path, *, max_queue_size: int = 0, tokenizer: Path | None = None, lora_dir: Path | None = None
+        self,
+        engine: Path,
+        *,
+        max_queue_size: int = 0,
+        tokenizer: Path | None = None,
+        lora_dir: Path | None = None,
+        kv_cache_reuse: bool = True,
+        batch_scheduler_policy: Policy = Policy.GUARANTEED_NO_EVICT,
     ) -> None:
         self.engine, self.config = engine, read_engine_config(engine)
         self.max_queue_size, self.tokenizer, self.lora_dir = max_queue_size, tokenizer, lora_dir
@@ -57,9 +65,15 @@ class Executor:
         self._adapters: AdapterStore | None = None
         self.error: Exception | None = None
         self.limits = Limits(self.config.vocab, self.config.max_seq_len, self.config.kv_blocks * BLOCK_TOKENS)
-        allocator = BlockAllocator(self.config.kv_blocks, BLOCK_TOKENS)
         config = self.config
-        self.scheduler = Scheduler(allocator, config.max_batch_size, config.max_num_tokens, config.pp)
+        self.scheduler = Scheduler(
+            BlockAllocator(config.kv_blocks, BLOCK_TOKENS),
+            config.max_batch_size,
+            config.max_num_tokens,
+            config.pp,
+            policy=batch_scheduler_policy,
+            reuse=kv_cache_reuse,
+        )
         self._ids = itertools.count(1)
         self._wake = threading.Condition()
         self._new: deque[Sequence] = deque()
@@ -145,6 +159,9 @@ class Executor:
             generated_tokens=leader.generated_tokens if leader else 0,
             compute_s=leader.model.compute_s if leader else 0.0,
             ranks=tuple(leader.times.values()) if leader else (),
+            kv_blocks_new=scheduler.holdings.taken,
+            kv_blocks_reused=scheduler.holdings.reused,
+            preempted=scheduler.preempted,
         )
 
     def _queued(self) -> int:

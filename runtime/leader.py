@@ -103,7 +103,9 @@ class Leader:
 
     def _start(self, step: Step) -> None:
         self.world.send_plan(step.plan)
+        before = self.model.compute_s
         logits = self.model.run(step.plan)
+        self.scheduler.pace.observe(self.model.compute_s - before, step.prompts, 0)
         if step.rows:
             own = None if logits is None else pack_result(logits, step.plan, self.model.spec.vocab_start)
             self._under_way.append((step, own))

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: Request, SamplingParams, Output, Stats."""
+"""What goes into the engine and what comes out: Request, SamplingParams, Output."""
 
 from __future__ import annotations
 
@@ -171,6 +171,7 @@ def check_request(request: Request, limits: Limits) -> None:
     """
     _check_lengths(request, limits)
     _check_possible(request)
+    _check_priority(request.priority)
     for name, ids in (("prompt", request.prompt), *(("stop_words", word) for word in request.stop_words)):
         if len(ids) and not (min(ids) >= 0 and max(ids) < limits.vocab):
             wrong = next(token for token in ids if not 0 <= token < limits.vocab)
@@ -183,9 +184,14 @@ def check_request(request: Request, limits: Limits) -> None:
 
 #: What the engine does not do yet: these fields must keep their defaults.
 _NOT_YET = {
-    "want_context_logits", "want_generation_logits", "bad_words", "embedding_bias", "num_return_sequences", "priority",
+    "want_context_logits", "want_generation_logits", "bad_words", "embedding_bias", "num_return_sequences",
     "top_p_decay", "min_p", "beam_width",
 }  # fmt: skip
+
+
+def _check_priority(priority: float) -> None:
+    if not 0 <= priority <= 1:
+        raise RequestError(f"priority={priority} is out of range", why="possible: 0 to 1; a higher one is served first")
 
 
 def _check_possible(request: Request) -> None:

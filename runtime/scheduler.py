@@ -1,38 +1,64 @@
 """The scheduler: which sequences run, and which of their tokens each step takes.
 
-In-flight batching: a sequence joins as soon as there is room and leaves as soon as it ends. Admission is in order of
-arrival and keeps enough blocks back for the longest possible answers, so a running sequence is never evicted
-(TensorRT-LLM's guaranteed_no_evict). A step serves those first that have waited longest: one token for each that
-decodes, and as much of their prompts as the step has room for (chunked prefill).
+In-flight batching: a sequence joins as soon as there is room and leaves as soon as it ends. Who has the higher priority
+is admitted first, then who came first; nobody overtakes. What room is, the policy says (TensorRT-LLM's names):
 
-With pp stages, up to pp steps are under way at a time, so each takes about 1/pp of the running sequences and of the
-tokens that a step may have.
+guaranteed_no_evict keeps enough blocks back for the longest possible answers, so who runs is never interrupted.
+max_utilization admits whoever's tokens so far fit. Where blocks or places run out, the request that ranks lowest makes
+room: its blocks are taken away, and when it runs again its tokens are computed anew. Its answer goes on where it was.
+
+A step serves those first that have waited longest: one token for each that decodes, and as much of their prompts as the
+step has room for (chunked prefill), or, beside answers, as they can wait for (``pace``). With pp stages, up to pp steps
+are under way at a time, so each takes about 1/pp of the running sequences and of the tokens that a step may have.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
+from enum import StrEnum
 
+from shardyard.runtime.holdings import Holdings
 from shardyard.runtime.kv_cache import BlockAllocator
+from shardyard.runtime.pace import Pace
 from shardyard.runtime.sequence import Sequence
 from shardyard.runtime.step import Step, build_step
 
-__all__ = ["Scheduler", "Step"]
+__all__ = ["Policy", "Scheduler", "Step"]
+
+
+class Policy(StrEnum):
+    """When a sequence is admitted, and whether it may be interrupted."""
+
+    GUARANTEED_NO_EVICT = "guaranteed_no_evict"
+    MAX_UTILIZATION = "max_utilization"
 
 
 class Scheduler:
     """Holds all sequences that are not finished. Not safe for use from two threads."""
 
-    def __init__(self, allocator: BlockAllocator, max_batch_size: int, max_num_tokens: int, stages: int = 1) -> None:
-        self.allocator, self.max_batch_size, self.stages = allocator, max_batch_size, stages
+    def __init__(
+        self,
+        allocator: BlockAllocator,
+        max_batch_size: int,
+        max_num_tokens: int,
+        stages: int = 1,
+        *,
+        policy: Policy = Policy.GUARANTEED_NO_EVICT,
+        reuse: bool = True,
+    ) -> None:
+        self.allocator, self.max_batch_size, self.stages, self.policy = allocator, max_batch_size, stages, policy
+        self.holdings = Holdings(allocator, reuse=reuse)
+        self.pace = Pace()
         self.step_tokens = max(1, max_num_tokens // stages)
-        self.waiting: deque[Sequence] = deque()
+        #: The first to be admitted is the first.
+        self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
-        self.steps = 0
+        self.steps = self.preempted = 0
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; admit it if there is room. Its ``most_blocks`` must fit into the whole cache."""
-        self.waiting.append(sequence)
+        sequence.group = sequence.id
+        insort(self.waiting, sequence, key=_rank)
         self._admit()
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
@@ -42,17 +68,17 @@ class Scheduler:
         A sequence that was added with ``width`` n can be forked n - 1 times; more often where a sequence of the same
         prompt is removed for each, after the forks and before the next step.
         """
-        child.past, child.width = parent.past, 1
+        child.group, child.width = parent.group, 1
         parent.width = max(1, parent.width - 1)
-        child.blocks = parent.blocks[: self.allocator.needed(parent.past)]
-        self.allocator.share(child.blocks)
-        self.running.append(child)
+        self.holdings.fork(parent, child)
+        if parent in self.running:
+            self.running.append(child)
+        else:
+            insort(self.waiting, child, key=_rank)
 
     def most_blocks(self, sequence: Sequence) -> int:
-        """Blocks that the sequence and its future forks take at most; forks have the prompt's full blocks in common."""
-        whole = self.allocator.needed(sequence.most_tokens)
-        common = len(sequence.request.prompt) // self.allocator.block_tokens
-        return whole + (sequence.width - 1) * (whole - common)
+        """Blocks that the sequence and its future forks take at most."""
+        return self.holdings.most_blocks(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a sequence, wherever it is, free its blocks, and admit who has been waiting for them.
@@ -62,69 +88,81 @@ class Scheduler:
         """
         if sequence in self.running:
             self.running.remove(sequence)
-            self.allocator.give_back(sequence.blocks)
-            sequence.blocks = []
+            self.holdings.release(sequence)
         else:
             self.waiting.remove(sequence)
         self._admit()
 
     def next_step(self) -> Step | None:
         """Return the next step, or None when no sequence can go on before a step under way has ended."""
-        chosen = self._choose()
-        if not chosen:
+        planned: list[tuple[Sequence, int, list[int]]] = []
+        for sequence, count in sorted(self._choose(), key=lambda pair: _rank(pair[0])):
+            if self._make_room(sequence, sequence.past + count):
+                planned.append((sequence, count, self.holdings.hold(sequence, sequence.past + count)))
+        # A sequence may have had to give its place in the step to another of its own request.
+        planned = [entry for entry in planned if entry[0].blocks]
+        if not planned:
             return None
-        copies: list[int] = []
-        for sequence, count in chosen:
-            copies += self._hold(sequence, sequence.past + count)
-        step = build_step(chosen, copies, self.allocator)
+        chosen = [(sequence, count) for sequence, count, _ in planned]
+        step = build_step(chosen, [block for _, _, copies in planned for block in copies], self.allocator)
         for sequence, count in chosen:
             sequence.past += count
             sequence.served = self.steps
+        for sequence in step.rows:
+            sequence.awaited = True
         self.steps += 1
         return step
 
+    def _make_room(self, sequence: Sequence, end: int) -> bool:
+        """Interrupt whoever ranks lowest until the sequence can have its tokens up to ``end``; False: it was itself."""
+        while sequence in self.running and self.holdings.lacks(sequence, end) > self.allocator.available:
+            self._interrupt(max(self.running, key=_rank).group)
+        return sequence in self.running
+
+    def _interrupt(self, group: int) -> None:
+        """Take the blocks of a request's sequences away and let them wait; the tokens they have are kept."""
+        for sequence in [one for one in self.running if one.group == group]:
+            self.running.remove(sequence)
+            self.holdings.release(sequence)
+            insort(self.waiting, sequence, key=_rank)
+            self.preempted += 1
+
     def _admit(self) -> None:
         while self.waiting:
-            width = self.waiting[0].width
-            if sum(sequence.width for sequence in self.running) + width > self.max_batch_size:
+            group = [one for one in self.waiting if one.group == self.waiting[0].group]
+            if self._has_room(group):
+                del self.waiting[: len(group)]
+                for sequence in group:
+                    self.holdings.enter(sequence)
+                self.running += group
+            elif self.policy is Policy.MAX_UTILIZATION and (lower := self._lowest_below(group[0])):
+                self._interrupt(lower.group)
+            else:
                 return
-            if self.most_blocks(self.waiting[0]) > self.allocator.available - self._promised():
-                return  # Nobody overtakes: a long request would wait for ever behind short ones.
-            self.running.append(self.waiting.popleft())
 
-    def _promised(self) -> int:
-        """Blocks that those who run may still take."""
-        to_come = sum(self.most_blocks(sequence) - len(sequence.blocks) for sequence in self.running)
-        # Of those who have an unfinished block in common, all but one will need a copy of it.
-        writing = [sequence.blocks[at] for sequence in self.running if (at := self._writes_at(sequence)) is not None]
-        return to_come + len(writing) - len(set(writing))
+    def _lowest_below(self, sequence: Sequence) -> Sequence | None:
+        """Return who ranks lowest of those who run with a lower priority."""
+        below = [one for one in self.running if one.request.priority < sequence.request.priority]
+        return max(below, key=_rank, default=None)
 
-    def _writes_at(self, sequence: Sequence) -> int | None:
-        """Which of its blocks the sequence writes to next; None: one that it has not taken yet."""
-        at = sequence.past // self.allocator.block_tokens
-        return at if at < len(sequence.blocks) else None
-
-    def _hold(self, sequence: Sequence, end: int) -> list[int]:
-        """Take the blocks for the sequence's tokens up to ``end``; return what must be copied, as ``StepPlan.copies``.
-
-        Blocks that others hold too are full or have the sequence's next place in them; that one is replaced.
-        """
-        copies = []
-        at = self._writes_at(sequence)
-        if at is not None and self.allocator.shared(sequence.blocks[at]):
-            (own,) = self.allocator.take(1)
-            copies = [sequence.blocks[at], own]
-            self.allocator.give_back([sequence.blocks[at]])
-            sequence.blocks[at] = own
-        sequence.blocks += self.allocator.take(max(0, self.allocator.needed(end) - len(sequence.blocks)))
-        return copies
+    def _has_room(self, group: list[Sequence]) -> bool:
+        width = sum(sequence.width for sequence in (*self.running, *group))
+        if width > self.max_batch_size:
+            return False
+        if self.policy is Policy.MAX_UTILIZATION:
+            wanted = sum(self.allocator.needed(len(sequence.tokens) + 1) for sequence in group)
+        else:
+            wanted = sum(map(self.most_blocks, group)) + self.holdings.promised(self.running)
+        in_use = sum(self.allocator.holders(block) > 0 for one in group for block in self.holdings.at_hand(one))
+        return wanted - in_use <= self.allocator.available
 
     def _choose(self) -> list[tuple[Sequence, int]]:
         """Return sequences with the number of tokens that the step takes of each."""
-        ready = sorted((s for s in self.running if s.pending), key=lambda sequence: sequence.served)
+        ready = sorted((s for s in self.running if s.pending and not s.awaited), key=lambda sequence: sequence.served)
         ready = ready[: -(-len(self.running) // self.stages)]
         room = self.step_tokens
         decoding = sum(sequence.pending == 1 for sequence in ready)
+        most = (self.pace.chunk() if decoding else None) or room
         chosen = []
         for sequence in ready:
             if not room:
@@ -132,6 +170,15 @@ class Scheduler:
             decoding -= sequence.pending == 1
             # A prompt leaves a token to each that decodes; but who has waited longest always gets on.
             count = min(sequence.pending, max(1, room - decoding))
-            chosen.append((sequence, count))
-            room -= count
+            if sequence.pending > 1:
+                count = min(count, most)
+                most -= count
+            if count:
+                chosen.append((sequence, count))
+                room -= count
         return chosen
+
+
+def _rank(sequence: Sequence) -> tuple[float, int]:
+    """The least is the first to be admitted and the last to be interrupted."""
+    return -sequence.request.priority, sequence.group

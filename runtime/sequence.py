@@ -19,7 +19,9 @@ class Sequence:
 
     ``served`` is the number of the step that last took tokens of it. ``adapter``: where its adapter lies on every rank;
     -1: it has none. ``guide``: what the answer must be. ``width``: how many answers it will be forked into, itself
-    included.
+    included; ``group``: the first's id, by which those answers are known as one request's. ``awaited``: its next token
+    is being computed. ``keys`` of its full blocks, of which the first ``published`` can be found by others.
+    ``new_blocks`` and ``reused_blocks``: those that it has been given so far.
     """
 
     id: int
@@ -32,6 +34,12 @@ class Sequence:
     adapter: int = -1
     guide: GuidedAnswer | None = None
     width: int = 1
+    group: int = 0
+    awaited: bool = False
+    keys: list[bytes] = field(default_factory=list)
+    published: int = 0
+    new_blocks: int = 0
+    reused_blocks: int = 0
 
     @property
     def pending(self) -> int:
@@ -69,6 +77,7 @@ class Sequence:
         if token in request.end_ids:
             return "end_id"
         self.tokens.append(token)
+        self.awaited = False
         answered = self.generated
         for word in request.stop_words:
             if answered >= len(word) and tuple(self.tokens[-len(word) :]) == word and answered >= request.min_tokens:

@@ -13,8 +13,9 @@ __all__ = ["Stats"]
 class Stats:
     """What the engine is doing. ``active`` sequences are in the batch, ``queued`` wait; blocks are of the KV cache.
 
-    ``compute_s``: seconds that the leader's network has computed so far, waits for other ranks inside it included.
-    ``ranks``: where each rank's time went, as far as the leader has been told.
+    So far: ``kv_blocks_new`` were taken for sequences and ``kv_blocks_reused`` found with what they needed in them;
+    ``preempted`` sequences were interrupted. ``compute_s``: seconds that the leader's network has computed so far,
+    waits for other ranks inside it included. ``ranks``: where each rank's time went, as far as the leader was told.
     """
 
     active: int
@@ -28,3 +29,6 @@ class Stats:
     generated_tokens: int
     compute_s: float
     ranks: tuple[RankTimes, ...] = ()
+    kv_blocks_new: int = 0
+    kv_blocks_reused: int = 0
+    preempted: int = 0

@@ -16,10 +16,13 @@ __all__ = ["Step", "build_step"]
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its plan, and for each of the plan's sample rows the sequence that gets a token from it."""
+    """One step: its plan, for each of the plan's sample rows the sequence that gets a token from it, and how many
+    tokens of prompts there are.
+    """
 
     plan: StepPlan
     rows: list[Sequence]
+    prompts: int = 0
 
 
 def build_step(chosen: Many[tuple[Sequence, int]], copies: list[int], allocator: BlockAllocator) -> Step:
@@ -45,4 +48,5 @@ def build_step(chosen: Many[tuple[Sequence, int]], copies: list[int], allocator:
     if max(adapters) < 0:
         adapters = []
     lists = (tokens, past, begins, blocks, block_begins, samples, full, adapters, copies)
-    return Step(StepPlan(*(np.array(values, np.int32) for values in lists)), rows)
+    prompts = sum(count for _, count in chosen if count > 1)
+    return Step(StepPlan(*(np.array(values, np.int32) for values in lists)), rows, prompts)

@@ -144,6 +144,11 @@ class ServeSpec(_Section):
     preprocessing_instances: Annotated[Positive, Field(description="processes that tokenize")] = 1
     postprocessing_instances: Annotated[Positive, Field(description="processes that turn tokens into text")] = 1
     bls_instances: Annotated[Positive, Field(description="processes of tensorrt_llm_bls and of ensemble_unary")] = 1
+    enable_kv_cache_reuse: Annotated[bool, Field(description="compute prompts that begin alike once")] = True
+    batch_scheduler_policy: Annotated[
+        Literal["guaranteed_no_evict", "max_utilization"],
+        Field(description="keep room for the longest answers, or interrupt who ranks lowest when the cache is full"),
+    ] = "guaranteed_no_evict"
     lora_dir: Annotated[
         str | None, Field(description="folder of LoRA adapters: <id>/adapter_config.json and adapter_model.safetensors")
     ] = None

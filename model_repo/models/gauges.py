@@ -32,10 +32,11 @@ def _figures(stats: Stats) -> dict[tuple[str, str], float]:
             "max": total,
             "used": used,
             "free": total - used,
+            "reused": stats.kv_blocks_reused,
             "tokens_per": stats.kv_block_tokens,
             "fraction": used / total if total else 0.0,
         },
-        "nv_trt_llm_general_metrics": {"iteration_counter": stats.steps},
+        "nv_trt_llm_general_metrics": {"iteration_counter": stats.steps, "preempted": stats.preempted},
     }
     return {(family, kind): value for family, values in by_family.items() for kind, value in values.items()}
 

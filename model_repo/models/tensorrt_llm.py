@@ -26,6 +26,7 @@ from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.triton_io import Settings, read_tensors
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output, Request
+from shardyard.runtime.scheduler import Policy
 
 __all__ = ["TritonPythonModel"]
 
@@ -47,6 +48,8 @@ class TritonPythonModel:
             max_queue_size=int(settings.parameter("max_queue_size")),
             tokenizer=settings.path("tokenizer_dir"),
             lora_dir=settings.path("lora_prefetch_dir") if settings.parameter("lora_prefetch_dir") else None,
+            kv_cache_reuse=settings.flag("enable_kv_cache_reuse"),
+            batch_scheduler_policy=Policy(settings.parameter("batch_scheduler_policy")),
         )
         limits = self._executor.limits
         self._limits = Limits(min(limits.max_seq_len, limits.kv_tokens), limits.vocab)

@@ -1,0 +1,133 @@
+"""Blocks that are found again, interruptions and chunks in the engine itself: what they save, and that answers stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shardyard.errors import RequestError
+from shardyard.runtime.kv_cache import BlockAllocator
+from shardyard.runtime.request import Request
+from shardyard.runtime.scheduler import Policy, Scheduler
+from shardyard.runtime.sequence import Sequence
+
+
+def tokens(count: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(6, 515, count).tolist()
+
+
+def sequence(id: int, prompt: list[int], new: int, **more: Any) -> Sequence:
+    return Sequence(id, Request(prompt, new, **more), lambda output: None, list(prompt))
+
+
+def test_the_same_beginning_is_computed_once(make_engine: Callable[..., Path], executing: Any, generate: Any) -> None:
+    """Greedy tokens are the same with and without; prompts that share 0 to 4 full blocks, one after the other."""
+    begin = tokens(130)
+    prompts = [begin[:n] + tokens(20, n) for n in (130, 96, 70, 31, 130)] + [begin[:128], begin[:128]]
+    answers, reused = [], []
+    for reuse in (True, False):
+        with executing(make_engine(), kv_cache_reuse=reuse) as executor:
+            answers.append([generate(executor, [Request(prompt, 6)]).tokens[0] for prompt in prompts])
+            reused.append(executor.stats().kv_blocks_reused)
+            assert executor.stats().kv_blocks_used == 0
+    assert answers[0] == answers[1]
+    # At least one token is left to compute, so of a prompt of four blocks the last is not taken over.
+    assert reused == [3 + 2 + 0 + 4 + 3 + 3, 0]
+
+
+def test_interrupted_answers_go_on_where_they_were(
+    make_engine: Callable[..., Path], executing: Any, generate: Any
+) -> None:
+    requests = [Request(tokens(20 + n, n), 40 + n, priority=n % 2) for n in range(5)]
+    with executing(make_engine()) as executor:
+        wanted = [generate(executor, [request]).tokens[0] for request in requests]
+    small = make_engine(engine={"kv_cache_tokens": 160})
+    for policy, interrupted in ((Policy.MAX_UTILIZATION, True), (Policy.GUARANTEED_NO_EVICT, False)):
+        with executing(small, batch_scheduler_policy=policy) as executor:
+            assert generate(executor, requests).tokens == wanted
+            assert (executor.stats().preempted > 0) == interrupted
+
+
+def test_who_wants_the_prompts_logits_computes_it_all() -> None:
+    scheduler = Scheduler(BlockAllocator(8, 32), 1, 100)
+    first, second = (sequence(id, [5] * 70, 1, want_context_logits=bool(id)) for id in range(2))
+    for one in (first, second):
+        scheduler.add(one)
+        assert one.past == 0
+        assert scheduler.next_step() is not None
+        scheduler.remove(one)
+    scheduler.add(again := sequence(2, [5] * 70, 1))
+    assert (again.past, again.reused_blocks) == (64, 2)
+
+
+def test_blocks_of_other_adapters_are_other_blocks() -> None:
+    scheduler = Scheduler(BlockAllocator(16, 32), 1, 100)
+    for id, (adapter, reused) in enumerate([(None, 0), (1, 0), (2, 0), (1, 2), (None, 2)]):
+        one = sequence(id, [5] * 70, 1, lora_id=adapter)
+        scheduler.add(one)
+        assert one.reused_blocks == reused
+        scheduler.next_step()
+        scheduler.remove(one)
+
+
+def test_the_least_recently_used_goes_first() -> None:
+    allocator = BlockAllocator(3, 32)
+    blocks = allocator.take(3)
+    for index, block in enumerate(blocks):
+        allocator.publish(block, bytes([index]))
+        allocator.give_back([block])
+    allocator.share([blocks[0]])
+    allocator.give_back([blocks[0]])
+    for index, left in ((1, [True, False, True]), (2, [True, False, False]), (0, [False, False, False])):
+        assert allocator.take(1) == [blocks[index]]
+        assert [bool(allocator.find([bytes([key])])) for key in range(3)] == left
+
+
+def test_a_higher_priority_goes_first() -> None:
+    scheduler = Scheduler(BlockAllocator(64, 32), 1, 100)
+    low, high, middle = (sequence(id, [1], 9, priority=p) for id, p in enumerate((0.1, 0.9, 0.5)))
+    for one in (low, high, middle):
+        scheduler.add(one)
+    assert scheduler.running == [low]  # It is not interrupted under this policy.
+    scheduler.remove(low)
+    assert scheduler.running == [high]
+    eager = Scheduler(BlockAllocator(64, 32), 1, 100, policy=Policy.MAX_UTILIZATION)
+    for one in (replace(low), replace(high)):
+        eager.add(one)
+    assert [one.request.priority for one in eager.running] == [0.9]
+    assert [one.request.priority for one in eager.waiting] == [0.1]
+
+
+def test_a_priority_out_of_range_is_refused(make_engine: Callable[..., Path], executing: Any) -> None:
+    with (
+        executing(make_engine()) as executor,
+        pytest.raises(RequestError, match=r"priority=1\.5 is out of range"),
+    ):
+        executor.submit(Request([7], 1, priority=1.5), lambda output: None)
+
+
+def test_streams_do_not_wait_for_a_long_prompt() -> None:
+    """On a clock of 20 ms per step and 1 ms per prompt token, no gap of a stream is three times its median."""
+    scheduler, gaps = Scheduler(BlockAllocator(128, 32), 8, 2048), []
+    streams = [sequence(id, [1], 200) for id in range(3)]
+    for stream in streams:
+        scheduler.add(stream)
+    for number in range(150):
+        if number == 20:
+            scheduler.add(sequence(9, [1] * 1500, 1))
+        step = scheduler.next_step()
+        assert step is not None
+        seconds = 0.02 + 0.001 * step.prompts
+        scheduler.pace.observe(seconds, step.prompts, 0)
+        gaps.append(seconds)
+        for row in step.rows:
+            if row.append(2):
+                scheduler.remove(row)
+    assert len(scheduler.running) == len(streams), "the prompt has not come in"
+    assert np.percentile(gaps, 99) < 3 * np.median(gaps[:20])
+    assert np.sum(np.array(gaps) > 0.03) < 80
