@@ -8,9 +8,12 @@ import traceback
 from collections import deque
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
 
 from shardyard.errors import BusyError, LaunchError, RequestError, ShardyardError
+from shardyard.runtime.adapters.folders import AdapterFolders
 from shardyard.runtime.adapters.peft import AdaptedModel
 from shardyard.runtime.adapters.sites import adapted_widths
 from shardyard.runtime.adapters.store import AdapterStore
@@ -62,7 +65,7 @@ class Executor:
         self.engine, self.config = engine, read_engine_config(engine)
         self.max_queue_size, self.tokenizer, self.lora_dir = max_queue_size, tokenizer, lora_dir
         self._grammars: Grammars | None = None
-        self._adapters: AdapterStore | None = None
+        self._adapters: AdapterFolders | None = None
         self.error: Exception | None = None
         self.limits = Limits(self.config.vocab, self.config.max_seq_len, self.config.kv_blocks * BLOCK_TOKENS)
         config = self.config
@@ -122,6 +125,17 @@ class Executor:
         if request.lora_id is not None and self._adapters:
             self._adapters.check(request.lora_id)
 
+    def add_adapter(self, id: int, weights: NDArray[Any], config: NDArray[Any]) -> None:
+        """Take an adapter in TensorRT-LLM's tensors: ``lora_weights`` [products, width], ``lora_config`` [products, 3].
+
+        Requests name it by ``id`` from now on. Nothing happens if there is an adapter of that id.
+
+        Raises:
+            RequestError: it does not fit the engine.
+        """
+        if self._adapters:
+            self._adapters.add(id, weights, config)
+
     def cancel(self, id: int) -> None:
         """End a request; its last output says cancelled. Ids that are finished or unknown are ignored."""
         with self._wake:
@@ -175,8 +189,9 @@ class Executor:
         try:
             world = World(self.config.tp, self.config.pp, self.config.cp)
             model = load_rank(self.engine, self.config, world)
-            self._adapters = self._store(model, world)
-            self._leader = leader = Leader(model, self.scheduler, self._compile, self._adapters)
+            self._adapters = self._folders(model)
+            store = AdapterStore(self._adapters, self.config.cpu.lora_adapters, world.size)
+            self._leader = leader = Leader(model, self.scheduler, self._compile, store)
             self._ready.set()
             while self._take_orders(leader):
                 leader.advance()
@@ -188,13 +203,15 @@ class Executor:
             self._ready.set()
             if self._grammars:
                 self._grammars.close()
+            if self._adapters:
+                self._adapters.close()
 
-    def _store(self, model: RankModel, world: World) -> AdapterStore:
+    def _folders(self, model: RankModel) -> AdapterFolders:
         config, fits = self.config, None
         if model.adapters:
             widths = adapted_widths(model.spec, config.kv_heads)
             fits = AdaptedModel(config.layers, widths, config.cpu.lora_max_rank)
-        return AdapterStore(self.lora_dir, fits, config.cpu.lora_adapters, world.size)
+        return AdapterFolders(self.lora_dir, fits)
 
     def _compile(self, guide: Guide) -> Future[Grammar]:
         """Start to compile a guide; the parser and the tokenizer are loaded when the first one comes."""

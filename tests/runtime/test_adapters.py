@@ -238,7 +238,7 @@ def test_an_unknown_adapter_is_refused_at_once(
     assert "built without adapters" in caught.value.why
     with executing(make_engine(engine=LORA)) as bare, pytest.raises(RequestError) as caught:
         bare.submit(Request([7], 4, lora_id=3), lambda output: None)
-    assert "launched without a folder" in caught.value.why
+    assert "launched without serve.lora_dir" in caught.value.why
 
 
 def test_what_cannot_be_loaded_ends_its_request_alone(
@@ -259,6 +259,58 @@ def test_what_cannot_be_loaded_ends_its_request_alone(
         assert done.tokens[1] == expected("llama", None).greedy(prompt, 4)
         shutil.rmtree(folder, ignore_errors=True)
     assert executor.stats().kv_blocks_used == 0
+
+
+SENT_MODULES = {"q": 1, "k": 2, "v": 3, "o": 4, "gate": 5, "down": 6, "up": 7}
+
+
+def as_sent(folder: Path) -> tuple[Any, Any]:
+    """Return an adapter as lora_weights and lora_config."""
+    arrays = load_file(folder / "adapter_model.safetensors")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    rows, config = [], []
+    for name, a in arrays.items():
+        if "lora_A" in name:
+            b = arrays[name.replace("lora_A", "lora_B")] * settings["lora_alpha"] / settings["r"]
+            parts = name.split(".")
+            config.append((SENT_MODULES[parts[6].removesuffix("_proj")], int(parts[4]), len(a)))
+            rows.append(np.concatenate([a.ravel(), b.ravel()]))
+    width = max(map(len, rows)) + 3
+    return np.stack([np.pad(row, (0, width - len(row))) for row in rows]), np.array(config, np.int32)
+
+
+def test_an_adapter_can_come_with_a_request(
+    executor: Executor, generate: Any, adapters: Path, expected: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shardyard.runtime.adapters.folders.MOST_SENT", 2)
+    prompt = tokens(20)
+    weights, config = as_sent(adapters / "40")
+    for id in (100, 101, 100, 102):
+        executor.add_adapter(id, weights, config)
+        assert generate(executor, [Request(prompt, 5, lora_id=id)]).tokens == [expected("llama", 40).greedy(prompt, 5)]
+    with pytest.raises(RequestError, match="adapter 100 cannot be used"):
+        executor.submit(Request(prompt, 5, lora_id=100), lambda output: None)
+    executor.add_adapter(3, weights, config)  # There is one: it stays.
+    assert generate(executor, [Request(prompt, 5, lora_id=3)]).tokens == [expected("llama", 3).greedy(prompt, 5)]
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda weights, config: (weights[0], config), "do not fit each other"),
+        (lambda weights, config: (weights, config[:, :2]), "do not fit each other"),
+        (lambda weights, config: (weights, np.add(config, [[9, 0, 0]])), "names module"),
+        (lambda weights, config: (weights, np.add(config, [[0, 0, 1]])), "lora_config says rank 5"),
+        (lambda weights, config: (weights, np.add(config, [[0, 3, 0]])), "the model has 5 layers"),
+        (lambda weights, config: (np.tile(weights, 3), np.add(config, [[0, 0, 5]])), "ranks 1 to 8"),
+    ],
+)
+def test_a_sent_adapter_that_does_not_fit_is_refused(
+    executor: Executor, adapters: Path, change: Callable[..., tuple[Any, Any]], hint: str
+) -> None:
+    with pytest.raises(RequestError, match="adapter 9 cannot be used") as caught:
+        executor.add_adapter(9, *change(*as_sent(adapters / "3")))
+    assert hint in caught.value.why
 
 
 @pytest.mark.e2e
