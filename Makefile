@@ -9,7 +9,7 @@ STAMP    := $(VENV)/.installed
 # The repository's root must never be on the import path: a folder called `triton` lies there.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert bench-verify bench-overhead clean help
+.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert bench-verify bench-overhead soak clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -60,6 +60,10 @@ bench-engine: $(STAMP)  ## decode and prefill rates of the embedded engine, besi
 
 bench-convert: $(STAMP)  ## speed and memory of convert, beside a plain cp of the same bytes
 	$(BIN)/python -m shardyard.perf.bench_convert $(BENCH_ARGS)
+
+MINUTES ?= 3
+soak: $(STAMP)   ## load PIPELINE beyond its capacity for MINUTES, with cancels, disconnects and wrong requests
+	$(BIN)/python -m shardyard.perf.soak $(PIPELINE) --minutes $(MINUTES)
 
 bench-overhead: $(STAMP)  ## what serving adds to the engine alone: TTFT, time per token, tokens/s
 	$(BIN)/python -m shardyard.perf.bench_overhead $(BENCH_ARGS)

@@ -113,6 +113,13 @@ class Supervisor:
     def _limits(self) -> dict[str, str]:
         return {LONGEST_WORK_VARIABLE: str(self.spec.step_timeout_s)}
 
+    @property
+    def guard_pid(self) -> int:
+        """The process below which all of the world's are."""
+        if self._guard is None:
+            raise LaunchError("nothing was started yet")
+        return self._guard.pid
+
     def endpoint_is_ready(self, endpoint: Endpoint, readiness: Readiness) -> None:
         """Watch the signs of life from now on, and the Python models' processes: Triton goes on without them."""
         for pid, model in self._stubs():

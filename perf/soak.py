@@ -1,0 +1,222 @@
+"""Loads an endpoint beyond its capacity for as long as asked: ``python -m shardyard.perf.soak`` (``make soak``).
+
+Ten times more streams than the engine takes at once; some are cancelled, some lose their connection, some requests are
+wrong. Every stream that finishes is compared with the same prompt's answer from the idle endpoint. At the end nothing
+may be left in the engine, and memory, threads and descriptors must be what they were after warm-up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import random
+import re
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+
+from shardyard.cli.context import Context
+from shardyard.cli.stages import bring_up_to_date
+from shardyard.console import Console
+from shardyard.endpoint import Endpoint
+from shardyard.errors import LaunchError, MeasurementError, RequestError, ShardyardError
+from shardyard.perf.leaks import Held, growth, held_by
+from shardyard.triton.client import StreamClient
+from shardyard.triton.request import GenerateRequest
+from shardyard.triton.serve import Server, launch
+
+__all__ = ["main"]
+
+PROMPTS = tuple(
+    f"{first} {second}" for first in ("Once upon", "In the", "A long") for second in ("a time", "end", "day")
+)
+LENGTHS = (1, 7, 24, 60)
+
+#: Of 100 requests: so many are cancelled, so many lose their connection, so many are wrong.
+CANCELLED, CUT, WRONG = 20, 10, 10
+
+#: Growth that memory, threads and descriptors may show after warm-up.
+FLAT = 0.02
+
+SAMPLE_S, SETTLE_S = 2.0, 20.0
+
+
+class Load:
+    """Streams that ask until ``stop``, and what came of their requests."""
+
+    def __init__(self, endpoint: Endpoint, golden: dict[tuple[str, int], str]) -> None:
+        self._endpoint, self._golden = endpoint, golden
+        self._stopped = threading.Event()
+        self._lock = threading.Lock()
+        self.counts: Counter[str] = Counter()
+        self.faults: list[str] = []
+
+    def run(self, streams: int, seconds: float, sample: Server) -> list[Held]:
+        """Ask over ``streams`` connections for so long; return what the server held meanwhile."""
+        threads = [threading.Thread(target=self._stream, args=(seed,), daemon=True) for seed in range(streams)]
+        for thread in threads:
+            thread.start()
+        processes = psutil.Process(sample.supervisor.guard_pid).children(recursive=True)
+        samples = []
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends and not sample.supervisor.failing.is_set():
+            samples.append(held_by(processes))
+            time.sleep(SAMPLE_S)
+        self._stopped.set()
+        for thread in threads:
+            thread.join(SETTLE_S * 3)
+        if any(thread.is_alive() for thread in threads):
+            self.faults.append("a stream hangs")
+        return samples
+
+    def _stream(self, seed: int) -> None:
+        rng = random.Random(seed)
+        client = StreamClient(self._endpoint)
+        while not self._stopped.is_set():
+            prompt, tokens, kind = rng.choice(PROMPTS), rng.choice(LENGTHS), rng.randrange(100)
+            try:
+                if kind < CANCELLED:
+                    self._leave(client, prompt, tokens, rng)
+                    self._count("cancelled")
+                elif kind < CANCELLED + CUT:
+                    self._leave(client, prompt, tokens, rng)
+                    client.close()
+                    client = StreamClient(self._endpoint)
+                    self._count("cut")
+                elif kind < CANCELLED + CUT + WRONG:
+                    self._ask_wrongly(client, rng)
+                else:
+                    self._ask(client, prompt, tokens)
+            except RequestError as error:
+                self._count("busy" if "queue is full" in str(error) else self._fault(f"refused: {error}"))
+            except Exception as error:
+                self._fault(f"{type(error).__name__}: {error}")
+                if self._stopped.wait(0.5):
+                    return
+        client.close()
+
+    def _ask(self, client: StreamClient, prompt: str, tokens: int) -> None:
+        text = "".join(client.generate(GenerateRequest(prompt, tokens, end_id=-1, timeout_s=120)))
+        if text == self._golden[prompt, tokens]:
+            self._count("right")
+        else:
+            self._fault(f"{prompt!r}, {tokens} tokens: {text!r} is not {self._golden[prompt, tokens]!r}")
+
+    def _leave(self, client: StreamClient, prompt: str, tokens: int, rng: random.Random) -> None:
+        answer = client.generate(GenerateRequest(prompt, max(tokens, 24), end_id=-1, timeout_s=120))
+        for _ in range(rng.randrange(4)):
+            next(answer, None)
+        answer.close()  # type: ignore[attr-defined]
+
+    def _ask_wrongly(self, client: StreamClient, rng: random.Random) -> None:
+        wrong = rng.choice(
+            [
+                GenerateRequest("", 4),
+                GenerateRequest("a", 0),
+                GenerateRequest("a", 10**6),
+                GenerateRequest("a", 4, top_p=7.0),
+                GenerateRequest("a", 4, temperature=float("nan")),
+                GenerateRequest("a " * 5000, 4),
+            ]
+        )
+        try:
+            list(client.generate(wrong))
+        except RequestError as error:
+            if "Traceback" in str(error):
+                self._fault(f"a traceback: {error}")
+            self._count("refused")
+            return
+        self._fault(f"{wrong} was answered")
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.counts[what] += 1
+
+    def _fault(self, text: str) -> str:
+        with self._lock:
+            self.faults.append(text)
+        return "faults"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the load; return the exit status: 6 when something was wrong, lost or leaked."""
+    parser = argparse.ArgumentParser(prog="soak", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("pipeline", type=Path, help="pipeline file")
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long (3)")
+    parser.add_argument("--streams", type=int, help="connections that ask (10 times engine.max_batch_size)")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--work", type=Path, default=Path("work"), metavar="DIR")
+    args = parser.parse_args(argv)
+    console = Console()
+    try:
+        _soak(args, console)
+    except ShardyardError as error:
+        console.error(str(error))
+        return error.exit_code
+    return 0
+
+
+def _soak(args: argparse.Namespace, console: Console) -> None:
+    args.console = console
+    ports = [f"serve.{name}_port=0" for name in ("http", "grpc", "metrics")]
+    args.overrides = [*ports, *args.overrides]
+    context = Context.of(args)
+    bring_up_to_date(context)
+    streams = args.streams or 10 * context.pipeline.engine.max_batch_size
+    with launch(context.pipeline, context.work.model_repo, context.work.logs, console) as server:
+        with StreamClient(server.endpoint) as client:
+            golden = {
+                (prompt, tokens): "".join(client.generate(GenerateRequest(prompt, tokens, end_id=-1)))
+                for prompt in PROMPTS
+                for tokens in LENGTHS
+            }
+        console.stage("soak", f"{streams} streams for {args.minutes:g} minutes")
+        load = Load(server.endpoint, golden)
+        samples = load.run(streams, 60 * args.minutes, server)
+        left = _left(server.endpoint)
+    _report(load, samples, left, console)
+
+
+def _left(endpoint: Endpoint) -> dict[str, float]:
+    """Return what is in the engine once every client has gone, waiting a little for it to become nothing."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        connection = http.client.HTTPConnection(endpoint.host, endpoint.metrics_port, timeout=10)
+        try:
+            connection.request("GET", "/metrics")
+            text = connection.getresponse().read().decode()
+        except OSError as error:
+            raise LaunchError("the endpoint gives no metrics", why=str(error)) from None
+        finally:
+            connection.close()
+        found = re.findall(r'request_type="(active|scheduled|waiting)"[^}]*} (\S+)', text)
+        left = {kind: float(value) for kind, value in found}
+        if not any(left.values()) or time.monotonic() > deadline:
+            return left
+        time.sleep(0.5)
+
+
+def _report(load: Load, samples: list[Held], left: dict[str, float], console: Console) -> None:
+    """Print what happened.
+
+    Raises:
+        MeasurementError: something was wrong, lost or leaked.
+    """
+    console.table("requests", ("outcome", "number"), sorted(load.counts.items()))
+    rows = list(growth(samples))
+    shown = [(name, f"{first:.0f}", f"{last:.0f}", f"{more:+.1%}") for name, first, last, more in rows]
+    console.table("the server's processes", ("", "after warm-up", "at the end", "growth"), shown)
+    faults = [*load.faults[:5], *(f"{count:g} requests are still {kind}" for kind, count in left.items() if count)]
+    faults += [f"{name} grew by {more:.1%}" for name, _, _, more in rows if more > FLAT]
+    if not load.counts["right"]:
+        faults.append("no stream finished")
+    if faults:
+        raise MeasurementError(f"{len(load.faults)} faults under load", why="\n".join(faults))
+    console.say(f"{load.counts['right']} streams finished, each with the text of the idle endpoint; nothing is left")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
