@@ -20,6 +20,8 @@ __all__ = ["CpuTarget", "EngineConfig", "check_machine", "rank_engine", "read_en
 
 _AGAIN = "build the engine again: shardyard build"
 
+Speculative = Literal["none", "prompt_lookup"]
+
 
 @dataclass(frozen=True)
 class CpuTarget:
@@ -27,7 +29,7 @@ class CpuTarget:
 
     ``weights_from`` says in words what the weights are and where they come from; ``matmul`` who multiplies them:
     OpenVINO's plugin, or the engine's own products at a level of CPU. ``lora_adapters`` of up to
-    ``lora_max_rank`` have room; 0: the engine takes none.
+    ``lora_max_rank`` have room; 0: the engine takes none. ``speculative``: where drafts come from.
     """
 
     weights: WeightType
@@ -42,6 +44,7 @@ class CpuTarget:
     matmul: Literal["plugin"] | Level = "plugin"
     lora_max_rank: int = 0
     lora_adapters: int = 0
+    speculative: Speculative = "none"
 
 
 @dataclass(frozen=True)

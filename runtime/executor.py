@@ -76,6 +76,7 @@ class Executor:
             config.pp,
             policy=batch_scheduler_policy,
             reuse=kv_cache_reuse,
+            prompt_lookup=config.cpu.speculative == "prompt_lookup",
         )
         self._ids = itertools.count(1)
         self._wake = threading.Condition()
@@ -176,6 +177,8 @@ class Executor:
             kv_blocks_new=scheduler.holdings.taken,
             kv_blocks_reused=scheduler.holdings.reused,
             preempted=scheduler.preempted,
+            draft_tokens=leader.draft_tokens if leader else 0,
+            accepted_tokens=leader.accepted_tokens if leader else 0,
         )
 
     def _queued(self) -> int:

@@ -88,7 +88,8 @@ class Holdings:
 
     def release(self, sequence: Sequence) -> None:
         """Take everything from the sequence. Its full blocks can be found again."""
-        self._publish(sequence, min(sequence.past, len(sequence.tokens)))
+        # What follows the newest token but one may be drafts.
+        self._publish(sequence, min(sequence.past, len(sequence.tokens) - 1))
         self.allocator.give_back(sequence.blocks)
         sequence.blocks, sequence.past, sequence.published = [], 0, 0
 

@@ -35,7 +35,7 @@ class Leader:
         self.model, self.world, self.scheduler = model, model.world, scheduler
         self._adapters, self._loader = adapters, AdapterLoader(model)
         self.preparing = Preparing(compile, adapters, self._order)
-        self.prompt_tokens = self.generated_tokens = 0
+        self.prompt_tokens = self.generated_tokens = self.draft_tokens = self.accepted_tokens = 0
         #: Where each rank's time went, by rank.
         self.times = {rank: RankTimes() for rank in range(self.world.size)}
         self._sequences: dict[int, Sequence] = {}
@@ -105,7 +105,7 @@ class Leader:
         self.world.send_plan(step.plan)
         before = self.model.compute_s
         logits = self.model.run(step.plan)
-        self.scheduler.pace.observe(self.model.compute_s - before, step.prompts, 0)
+        self.scheduler.pace.observe(self.model.compute_s - before, step.prompts, step.drafted)
         if step.rows:
             own = None if logits is None else pack_result(logits, step.plan, self.model.spec.vocab_start)
             self._under_way.append((step, own))
@@ -115,10 +115,23 @@ class Leader:
         step, own = self._under_way.popleft()
         result = self._result(step, own)
         full_row = {int(row): index for index, row in enumerate(step.plan.full)}
-        for row, sequence in enumerate(step.rows):
-            if sequence.id in self._sequences:
+        agrees = True
+        for row, (sequence, draft) in enumerate(zip(step.rows, step.drafts, strict=True)):
+            agrees = draft < 0 or (agrees and self._judge(sequence, draft))
+            if agrees and sequence.id in self._sequences:
                 index = full_row.get(row)
                 self._extend(sequence, result, row, None if index is None else result.full[index])
+        for sequence in step.rows:
+            sequence.settle()
+
+    def _judge(self, sequence: Sequence, draft: int) -> bool:
+        """Note whether the token that was chosen last was the one drafted."""
+        accepted = sequence.tokens[-1] == draft and sequence.id in self._sequences
+        if sequence.lookup:
+            sequence.lookup.judge(accepted)
+        self.draft_tokens += 1
+        self.accepted_tokens += accepted
+        return accepted
 
     def _result(self, step: Step, own: Floats | None) -> StepResult:
         spec, world, plan = self.model.spec, self.world, step.plan

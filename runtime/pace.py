@@ -11,6 +11,8 @@ __all__ = ["Pace"]
 _STRETCH = 2.5
 #: Tokens of a first chunk, when it is not known yet what one costs, and of any.
 _FIRST_CHUNK, _LEAST_CHUNK = 32, 8
+#: What a draft costs as long as it is not known.
+_FIRST_COST = 0.2
 #: Share of the newest step in what is known.
 _NEWEST = 0.2
 
@@ -33,6 +35,12 @@ class Pace:
             self.prompt = _mean(self.prompt, max(0.0, seconds - (self.decode or 0.0)) / prompts)
         elif not prompts and self.decode is not None:
             self.draft = _mean(self.draft, max(0.0, seconds - self.decode) / drafts)
+
+    def draft_cost(self, answers: int) -> float:
+        """Return what a drafted token costs, as a share of a token's worth in a step of so many answers."""
+        if self.draft is None or not self.decode:
+            return _FIRST_COST
+        return self.draft * answers / self.decode
 
     def chunk(self) -> int | None:
         """Return how many prompt tokens a step with answers may have; None: as many as there is room for."""

@@ -9,7 +9,8 @@ room: its blocks are taken away, and when it runs again its tokens are computed 
 
 A step serves those first that have waited longest: one token for each that decodes, and as much of their prompts as the
 step has room for (chunked prefill), or, beside answers, as they can wait for (``pace``). With pp stages, up to pp steps
-are under way at a time, so each takes about 1/pp of the running sequences and of the tokens that a step may have.
+are under way at a time, so each takes about 1/pp of the running sequences and of the tokens that a step may have. With
+``prompt_lookup`` an answer may bring drafts along, where there is room for them (``speculation``).
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from shardyard.runtime.holdings import Holdings
 from shardyard.runtime.kv_cache import BlockAllocator
 from shardyard.runtime.pace import Pace
 from shardyard.runtime.sequence import Sequence
+from shardyard.runtime.speculation import PromptLookup
 from shardyard.runtime.step import Step, build_step
 
 __all__ = ["Policy", "Scheduler", "Step"]
@@ -45,10 +47,11 @@ class Scheduler:
         *,
         policy: Policy = Policy.GUARANTEED_NO_EVICT,
         reuse: bool = True,
+        prompt_lookup: bool = False,
     ) -> None:
         self.allocator, self.max_batch_size, self.stages, self.policy = allocator, max_batch_size, stages, policy
         self.holdings = Holdings(allocator, reuse=reuse)
-        self.pace = Pace()
+        self.pace, self.prompt_lookup = Pace(), prompt_lookup
         self.step_tokens = max(1, max_num_tokens // stages)
         #: The first to be admitted is the first.
         self.waiting: list[Sequence] = []
@@ -58,6 +61,8 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; admit it if there is room. Its ``most_blocks`` must fit into the whole cache."""
         sequence.group = sequence.id
+        if self.prompt_lookup and sequence.width == 1:
+            sequence.lookup = PromptLookup()
         insort(self.waiting, sequence, key=_rank)
         self._admit()
 
@@ -97,6 +102,8 @@ class Scheduler:
         """Return the next step, or None when no sequence can go on before a step under way has ended."""
         planned: list[tuple[Sequence, int, list[int]]] = []
         for sequence, count in sorted(self._choose(), key=lambda pair: _rank(pair[0])):
+            if sequence.drafts and self.holdings.lacks(sequence, sequence.past + count) > self.allocator.available:
+                sequence.drafts, count = [], 1  # A draft is not worth an interruption.
             if self._make_room(sequence, sequence.past + count):
                 planned.append((sequence, count, self.holdings.hold(sequence, sequence.past + count)))
         # A sequence may have had to give its place in the step to another of its own request.
@@ -124,6 +131,7 @@ class Scheduler:
         for sequence in [one for one in self.running if one.group == group]:
             self.running.remove(sequence)
             self.holdings.release(sequence)
+            sequence.drafts = []
             insort(self.waiting, sequence, key=_rank)
             self.preempted += 1
 
@@ -173,10 +181,20 @@ class Scheduler:
             if sequence.pending > 1:
                 count = min(count, most)
                 most -= count
+            else:
+                count += self._draft(sequence, room - decoding - 1)
             if count:
                 chosen.append((sequence, count))
                 room -= count
         return chosen
+
+    def _draft(self, sequence: Sequence, room: int) -> int:
+        """Let the sequence draft up to ``room`` tokens after its newest; return how many it has."""
+        sequence.drafts = []
+        room = min(room, sequence.most_tokens - len(sequence.tokens) - 1)
+        if sequence.lookup and room > 0:
+            sequence.drafts = sequence.lookup.propose(sequence.tokens, room, self.pace.draft_cost(len(self.running)))
+        return len(sequence.drafts)
 
 
 def _rank(sequence: Sequence) -> tuple[float, int]:

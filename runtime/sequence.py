@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from shardyard.runtime.guides.guided_answer import GuidedAnswer
 from shardyard.runtime.request import FinishReason, Output, Request
+from shardyard.runtime.speculation import PromptLookup
 
 __all__ = ["OnOutput", "Sequence"]
 
@@ -21,7 +22,8 @@ class Sequence:
     -1: it has none. ``guide``: what the answer must be. ``width``: how many answers it will be forked into, itself
     included; ``group``: the first's id, by which those answers are known as one request's. ``awaited``: its next token
     is being computed. ``keys`` of its full blocks, of which the first ``published`` can be found by others.
-    ``new_blocks`` and ``reused_blocks``: those that it has been given so far.
+    ``new_blocks`` and ``reused_blocks``: those that it has been given so far. ``lookup`` makes ``drafts``, which the
+    step takes along.
     """
 
     id: int
@@ -40,11 +42,17 @@ class Sequence:
     published: int = 0
     new_blocks: int = 0
     reused_blocks: int = 0
+    lookup: PromptLookup | None = None
+    drafts: list[int] = field(default_factory=list)
 
     @property
     def pending(self) -> int:
         """Tokens that a step can take now; 0 while the next token is being computed."""
         return len(self.tokens) - self.past
+
+    def settle(self) -> None:
+        """Forget the cache's tokens that were drafted and not accepted; later ones are written over them."""
+        self.past, self.drafts = min(self.past, len(self.tokens) - 1), []
 
     @property
     def generated(self) -> int:

@@ -14,8 +14,9 @@ class Stats:
     """What the engine is doing. ``active`` sequences are in the batch, ``queued`` wait; blocks are of the KV cache.
 
     So far: ``kv_blocks_new`` were taken for sequences and ``kv_blocks_reused`` found with what they needed in them;
-    ``preempted`` sequences were interrupted. ``compute_s``: seconds that the leader's network has computed so far,
-    waits for other ranks inside it included. ``ranks``: where each rank's time went, as far as the leader was told.
+    ``preempted`` sequences were interrupted; ``accepted_tokens`` of ``draft_tokens`` were right. ``compute_s``: seconds
+    that the leader's network has computed so far, waits for other ranks inside it included. ``ranks``: where each
+    rank's time went, as far as the leader was told.
     """
 
     active: int
@@ -32,3 +33,5 @@ class Stats:
     kv_blocks_new: int = 0
     kv_blocks_reused: int = 0
     preempted: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0

@@ -16,13 +16,19 @@ __all__ = ["Step", "build_step"]
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its plan, for each of the plan's sample rows the sequence that gets a token from it, and how many
-    tokens of prompts there are.
+    """One step: its plan, for each of the plan's sample rows the sequence that gets a token from it and the draft
+    before it (-1: none), and how many tokens of prompts there are.
     """
 
     plan: StepPlan
     rows: list[Sequence]
-    prompts: int = 0
+    drafts: list[int]
+    prompts: int
+
+    @property
+    def drafted(self) -> int:
+        """How many of the step's tokens are drafts."""
+        return sum(draft >= 0 for draft in self.drafts)
 
 
 def build_step(chosen: Many[tuple[Sequence, int]], copies: list[int], allocator: BlockAllocator) -> Step:
@@ -32,21 +38,26 @@ def build_step(chosen: Many[tuple[Sequence, int]], copies: list[int], allocator:
     samples: list[int] = []
     full: list[int] = []
     rows: list[Sequence] = []
+    drafts: list[int] = []
+    prompts = 0
     for sequence, count in chosen:
         end = sequence.past + count
         tokens += sequence.tokens[sequence.past : end]
+        tokens += sequence.drafts
         begins.append(len(tokens))
         past.append(sequence.past)
         blocks += sequence.blocks[: allocator.needed(end)]
         block_begins.append(len(blocks))
-        if end == len(sequence.tokens):
+        prompts += count if count - len(sequence.drafts) > 1 else 0
+        if end >= len(sequence.tokens):
+            wanted = [-1, *sequence.drafts]
             if sequence.needs_row:
-                full.append(len(rows))
-            samples.append(len(tokens) - 1)
-            rows.append(sequence)
+                full += range(len(rows), len(rows) + len(wanted))
+            samples += range(len(tokens) - len(wanted), len(tokens))
+            rows += [sequence] * len(wanted)
+            drafts += wanted
     adapters = [sequence.adapter for sequence, _ in chosen]
     if max(adapters) < 0:
         adapters = []
     lists = (tokens, past, begins, blocks, block_begins, samples, full, adapters, copies)
-    prompts = sum(count for _, count in chosen if count > 1)
-    return Step(StepPlan(*(np.array(values, np.int32) for values in lists)), rows, prompts)
+    return Step(StepPlan(*(np.array(values, np.int32) for values in lists)), rows, drafts, prompts)

@@ -110,6 +110,10 @@ class EngineSpec(_Section):
     max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; chunks longer prompts")] = 2048
     threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
     lora: LoraSpec = LoraSpec()
+    speculative: Annotated[
+        Literal["none", "prompt_lookup"],
+        Field(description="CPU engine: draft what followed the same tokens before, and verify it in one step"),
+    ] = "none"
     instance: Annotated[str | None, Field(description="GPU targets: EC2 instance, e.g. p5.48xlarge")] = None
     gpu: Annotated[str | None, Field(description="GPU targets: the GPU, where no instance is named, e.g. H100")] = None
     toolchain: Annotated[

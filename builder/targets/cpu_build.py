@@ -47,6 +47,7 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
     settings |= {"kv_cache": target.kv_cache, "kv_cache_tokens": target.kv_cache_tokens, "threads": target.threads}
     settings |= {"matmul": target.matmul}
     settings |= {"lora_max_rank": target.lora_max_rank, "lora_adapters": target.lora_adapters}
+    settings |= {"speculative": target.speculative}
     toolchain = {**describe("numpy", "openvino"), "cpu_features": " ".join(target.cpu_features)}
 
     def work(draft: Draft) -> None:
@@ -103,6 +104,7 @@ def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTa
         weights_from=_NOTES.get(kept or pipeline.quantization, "{}, as in the rank files").format(weights),
         lora_max_rank=engine.lora.max_rank,
         lora_adapters=engine.lora.max_adapters if engine.lora.max_rank else 0,
+        speculative=engine.speculative,
     )
 
 

@@ -36,7 +36,12 @@ def _figures(stats: Stats) -> dict[tuple[str, str], float]:
             "tokens_per": stats.kv_block_tokens,
             "fraction": used / total if total else 0.0,
         },
-        "nv_trt_llm_general_metrics": {"iteration_counter": stats.steps, "preempted": stats.preempted},
+        "nv_trt_llm_general_metrics": {
+            "iteration_counter": stats.steps,
+            "preempted": stats.preempted,
+            "draft_tokens": stats.draft_tokens,
+            "accepted_draft_tokens": stats.accepted_tokens,
+        },
     }
     return {(family, kind): value for family, values in by_family.items() for kind, value in values.items()}
 

@@ -1,6 +1,6 @@
 """Random schedules give the same tokens as one request at a time.
 
-Arrivals, cancels, interruptions, prompts that begin alike, chunks, priorities, stages and forks are drawn at random.
+Arrivals, cancels, interruptions, prompts that begin alike, chunks, priorities, stages, forks and drafts are random.
 The network is a stand-in whose next token depends on all tokens before it, read from the cache through the blocks:
 whatever is wrong with a block table, a copy or a place changes tokens.
 """
@@ -87,6 +87,7 @@ class Run:
         self.scheduler, self.stages, self.network = scheduler, stages, StandIn()
         self.under_way: deque[tuple[Step, list[int]]] = deque()
         self.open: list[Sequence] = []
+        self.accepted = 0
         self.answers: list[Sequence] = []
         self.first: dict[Sequence, int] = {}
 
@@ -114,8 +115,11 @@ class Run:
             self.collect(*self.under_way.popleft())
 
     def collect(self, step: Step, tokens: list[int]) -> None:
-        for sequence, token in zip(step.rows, tokens, strict=True):
-            if sequence not in self.open:
+        agrees = True
+        for sequence, draft, token in zip(step.rows, step.drafts, tokens, strict=True):
+            agrees = draft < 0 or (agrees and sequence.tokens[-1] == draft)
+            self.accepted += agrees and draft >= 0
+            if not agrees or sequence not in self.open:
                 continue
             family = [sequence]
             while sequence.width > 1:
@@ -130,6 +134,8 @@ class Run:
                     self.open.remove(one)
                     self.scheduler.remove(one)
                     self.answers.append(one)
+        for sequence in step.rows:
+            sequence.settle()
 
 
 @settings(max_examples=500, deadline=None)
@@ -141,11 +147,13 @@ class Run:
     policy=st.sampled_from(Policy),
     reuse=st.booleans(),
     pace=st.sampled_from([None, 0.1, 1.0]),
+    lookup=st.booleans(),
 )
 def test_schedules_change_no_token(
-    jobs: list[Job], batch: int, budget: int, stages: int, policy: Policy, reuse: bool, pace: float | None
+    jobs: list[Job], batch: int, budget: int, stages: int, policy: Policy, reuse: bool, pace: float | None, lookup: bool
 ) -> None:
-    scheduler = Scheduler(BlockAllocator(BLOCKS, BLOCK), batch, budget, stages, policy=policy, reuse=reuse)
+    allocator = BlockAllocator(BLOCKS, BLOCK)
+    scheduler = Scheduler(allocator, batch, budget, stages, policy=policy, reuse=reuse, prompt_lookup=lookup)
     scheduler.pace.decode, scheduler.pace.prompt = pace, 0.1
     run, time = Run(scheduler, stages), 0
     while run.open or run.under_way or time < 16:
@@ -160,6 +168,7 @@ def test_schedules_change_no_token(
     assert scheduler.allocator.used == 0
     assert not scheduler.running
     assert not scheduler.waiting
+    assert lookup or not run.accepted
     assert reuse or not scheduler.holdings.reused
     assert policy is Policy.MAX_UTILIZATION or not scheduler.preempted
     for answer in run.answers:
