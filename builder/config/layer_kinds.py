@@ -11,7 +11,7 @@ __all__ = ["LayerKinds", "parse_moe_layers", "parse_sliding_layers", "parse_slid
 
 @dataclass(frozen=True)
 class LayerKinds:
-    """Every ``every``-th layer (0: none), counted from layer ``first``, but those in ``but``.
+    """Every ``every``-th layer (0: none) from layer ``first`` on, but those in ``but``.
 
     A rule instead of a list, since a broken config.json may claim any number of layers.
     """
@@ -22,7 +22,12 @@ class LayerKinds:
 
     def holds(self, layer: int) -> bool:
         """Whether ``layer``, from 0, is of the kind."""
-        return bool(self.every) and (layer - self.first) % self.every == 0 and layer not in self.but
+        return (
+            bool(self.every)
+            and layer >= self.first
+            and (layer - self.first) % self.every == 0
+            and layer not in self.but
+        )
 
     def all(self, count: int) -> tuple[bool, ...]:
         """Return it for each of ``count`` layers."""
@@ -47,21 +52,24 @@ def parse_sliding_window(keys: ConfigKeys) -> int | None:
     Raises:
         CheckpointError: it is not a whole number.
     """
-    unused = "sliding_window" not in keys.family.reads or keys.absent("sliding_window")
+    reads = keys.family.reads
+    unused = "sliding_window" not in reads or keys.absent("sliding_window")
+    if "use_sliding_window" in reads:
+        unused = unused or not keys.flag("use_sliding_window", False)
     return None if unused or keys.get("sliding_window") == 0 else keys.size("sliding_window")
 
 
 def parse_sliding_layers(keys: ConfigKeys) -> LayerKinds:
-    """Return the layers with a sliding window: every ``sliding_every``-th, from the first; none without a window.
+    """Return the layers with a sliding window: every ``sliding_every``-th from ``sliding_first``, if there is a window.
 
     Raises:
         CheckpointError: ``layer_types`` names other layers.
     """
-    if parse_sliding_window(keys) is None:
-        return LayerKinds()
-    kinds = LayerKinds(every=keys.size("sliding_every", 1))
+    kinds = LayerKinds()
+    if parse_sliding_window(keys) is not None:
+        kinds = LayerKinds(every=keys.size("sliding_every", 1), first=keys.count("sliding_first"))
     given = keys.get("layer_types")
-    if given is not None:
+    if isinstance(given, list):
         wanted = [f"{'sliding' if kinds.holds(layer) else 'full'}_attention" for layer in range(len(given))]
         if given != wanted:
             keys.wrong("layer_types", given, f"the family's order of layers, {wanted}")

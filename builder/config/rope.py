@@ -18,6 +18,7 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "dynamic": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "yarn": ("factor",),
+    "longrope": ("original_max_position_embeddings",),
 }
 #: Numbers that a kind may have. Every other key of the mapping is refused: it could change the angles.
 _OPTIONAL: dict[str, tuple[str, ...]] = {
@@ -26,7 +27,11 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "linear": ("original_max_position_embeddings",),
 }
 #: The kinds that depend on the original length; a number outside of the mapping comes first, as in transformers.
-_STRETCHED, _ORIGINAL = ("llama3", "yarn"), "original_max_position_embeddings"
+_STRETCHED, _ORIGINAL = ("llama3", "yarn", "longrope"), "original_max_position_embeddings"
+#: Lists of longrope, one number for each pair that turns: for sequences up to the original length, and beyond it.
+_FACTORS = ("short_factor", "long_factor")
+#: Phi-3's first files call longrope by another name.
+_OLDER = {"su": "longrope"}
 _NAMES = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
 
 
@@ -59,6 +64,7 @@ def parse_rope(keys: ConfigKeys, head_dim: int, positions: int) -> Rope:
     theta = keys.get("rope_theta", 10000.0) if own["rope_theta"] is None else own["rope_theta"]
     share = keys.get("rotary_share", 1.0) if own["partial_rotary_factor"] is None else own["partial_rotary_factor"]
     kind = str(scaling.get("rope_type", scaling.get("type", "default")))
+    kind = _OLDER.get(kind, kind)
     outside = keys.raw.get(_ORIGINAL)
     if kind in _STRETCHED and outside is not None:
         scaling[_ORIGINAL] = outside
@@ -74,6 +80,8 @@ def parse_rope(keys: ConfigKeys, head_dim: int, positions: int) -> Rope:
                 fix="download the file again",
             )
     dim = _rotary_dim(float(share), head_dim, keys)
+    if kind == "longrope":
+        _check_factors(scaling, dim // 2, key, keys)
     return Rope(float(theta), kind, scaling if kind != "default" else None, dim, positions)
 
 
@@ -84,13 +92,28 @@ def _check_kind(kind: str, scaling: Mapping[str, Any], key: str, keys: ConfigKey
             why=f"supported: {', '.join(_KINDS)}",
             fix="use a checkpoint with one of these; short prompts do not need scaling, so the key may be removed",
         )
-    known = {*_NAMES, *_KINDS[kind], *_OPTIONAL.get(kind, ())}
+    known = {*_NAMES, *_KINDS[kind], *_OPTIONAL.get(kind, ()), *(_FACTORS if kind == "longrope" else ())}
     for name in sorted(scaling.keys() - known) if kind != "default" else ():
         raise CheckpointError(
             f"{keys.path}: {key}.{name}={scaling[name]!r} is not supported",
             why=f"rotation of type {kind!r} is known to have {', '.join(sorted(known - {*_NAMES}))}",
             fix="use a checkpoint without it",
         )
+
+
+def _check_factors(scaling: Mapping[str, Any], pairs: int, key: str, keys: ConfigKeys) -> None:
+    for name in _FACTORS:
+        given = scaling.get(name)
+        if not isinstance(given, list) or len(given) != pairs or not all(map(_is_factor, given)):
+            raise CheckpointError(
+                f"{keys.path}: {key}.{name} is not a list of {pairs} numbers above 0",
+                why="rotation of type 'longrope' divides the angle of each pair of elements by one",
+                fix="download the file again",
+            )
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e300
 
 
 def _rotary_dim(share: float, head_dim: int, keys: ConfigKeys) -> int:

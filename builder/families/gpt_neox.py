@@ -1,6 +1,7 @@
-"""GPT-NeoX and Pythia: ``GPTNeoXForCausalLM``. Attention and MLP read the same input; q, k, v are fused head by head.
+"""GPT-NeoX and Pythia: ``GPTNeoXForCausalLM``. q, k, v are fused head by head.
 
-TensorRT-LLM's network knows the parallel residual only and calls the MLP's norm post_attention_layernorm.
+Attention and MLP read the same input, or with ``use_parallel_residual`` false one after the other. TensorRT-LLM's
+network knows the first form only (builds for GPUs refuse the other) and calls the MLP's norm post_attention_layernorm.
 """
 
 from __future__ import annotations
@@ -39,18 +40,22 @@ GPT_NEOX = Family(
         "rotary_share": 0.25,
         "qkv_bias": True,
         "dense_bias": True,
+        "parallel_residual": True,
     },
     extras={
         "rotary_pct": lambda config: config.rope.rotary_dim / config.head_dim,
         "rotary_emb_base": lambda config: config.rope.theta,
+        "use_parallel_residual": lambda config: config.parallel_residual,
     },
-    fixed={"norm": "layer", "gated": False, "mlp_bias": True, "parallel_residual": True, "parallel_norms": 2},
-    keys={"norm_epsilon": "layer_norm_eps", "rope_theta": "rotary_emb_base", "rotary_share": "rotary_pct"},
+    fixed={"norm": "layer", "gated": False, "mlp_bias": True, "parallel_norms": 2},
+    keys={
+        "norm_epsilon": "layer_norm_eps",
+        "rope_theta": "rotary_emb_base",
+        "rotary_share": "rotary_pct",
+        "parallel_residual": "use_parallel_residual",
+    },
     reads=frozenset({"hidden_act", "rotary_pct", "partial_rotary_factor", "rotary_share"}),
-    refused=(
-        ("use_parallel_residual", (True,), "attention and MLP one after the other"),
-        ("attention_bias", (True,), "attention without biases, which TensorRT-LLM's GPT-NeoX has"),
-    ),
+    refused=(("attention_bias", (True,), "attention without biases, which TensorRT-LLM's GPT-NeoX has"),),
     prefix="gpt_neox.",
     ignored=("*.attention.bias", "*.attention.masked_bias", "*.rotary_emb.inv_freq"),
 )

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4-mini: ``Phi3ForCausalLM``. The source fuses q, k, v, and gate with up; ``longrope`` is refused.
+"""Phi-3 and Phi-4-mini: ``Phi3ForCausalLM``. The source fuses q, k, v, and gate with up.
 
 TensorRT-LLM's network has one matrix for both branches of the MLP, with the linear branch (up) first.
 """

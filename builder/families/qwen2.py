@@ -5,9 +5,14 @@ from __future__ import annotations
 from shardyard.builder.families.blocks import ATTENTION, ENDS, MLP, NORMS, moe_config
 from shardyard.builder.families.rules import Family
 
-__all__ = ["DEFAULTS", "EXTRAS", "QWEN2"]
+__all__ = ["DEFAULTS", "EXTRAS", "QWEN2", "WINDOW", "WINDOW_KEYS", "WINDOW_READS"]
 
 DEFAULTS = {"norm_epsilon": 1e-6, "max_position_embeddings": 32768, "hidden_act": "silu"}
+
+#: Layers from max_window_layers on see a sliding window, where use_sliding_window says so.
+WINDOW = {"sliding_window": 4096, "sliding_first": 28}
+WINDOW_KEYS = {"sliding_first": "max_window_layers"}
+WINDOW_READS = frozenset({"sliding_window", "use_sliding_window"})
 
 EXTRAS = {
     "attn_bias": lambda config: config.qkv_bias,
@@ -27,7 +32,9 @@ QWEN2 = Family(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
     table=(*ENDS, *NORMS, *ATTENTION, *MLP),
-    defaults=DEFAULTS,
+    defaults={**DEFAULTS, **WINDOW},
     extras={**EXTRAS, "qwen_type": "qwen2"},
     fixed={"qkv_bias": True, "dense_bias": False, "mlp_bias": False},
+    keys=WINDOW_KEYS,
+    reads=WINDOW_READS,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from shardyard.builder.families.blocks import ATTENTION, ENDS, MLP, NORMS, QK_NORMS
-from shardyard.builder.families.qwen2 import DEFAULTS, EXTRAS
+from shardyard.builder.families.qwen2 import DEFAULTS, EXTRAS, WINDOW, WINDOW_KEYS, WINDOW_READS
 from shardyard.builder.families.rules import Family
 
 __all__ = ["FIXED", "HEAD", "QWEN3", "REFUSED"]
@@ -16,8 +16,10 @@ QWEN3 = Family(
     name="qwen3",
     architecture="Qwen3ForCausalLM",
     table=(*ENDS, *NORMS, *ATTENTION, *QK_NORMS, *MLP),
-    defaults={**DEFAULTS, **HEAD},
+    defaults={**DEFAULTS, **HEAD, **WINDOW},
     extras={**EXTRAS, "qwen_type": "qwen3", "qk_layernorm": True},
     fixed=FIXED,
+    keys=WINDOW_KEYS,
+    reads=WINDOW_READS,
     refused=REFUSED,
 )

@@ -50,10 +50,18 @@ def unified_config(config: HfConfig, parallel: ParallelSpec, dtype: str, quantiz
 def _rotary(config: HfConfig) -> dict[str, Any]:
     if config.rope is None:
         return {}
+    rope = {"rotary_embedding_dim": config.rope.rotary_dim, "rotary_base": config.rope.theta}
+    scaling = dict(config.rope.scaling) if config.rope.scaling else None
+    if scaling is None or config.rope.kind != "longrope":
+        return {**rope, "rotary_scaling": scaling}
+    # A kind of position of its own, with keys of its own, and the scaling left empty.
     return {
-        "rotary_embedding_dim": config.rope.rotary_dim,
-        "rotary_base": config.rope.theta,
-        "rotary_scaling": dict(config.rope.scaling) if config.rope.scaling else None,
+        **rope,
+        "rotary_scaling": None,
+        "position_embedding_type": "long_rope",
+        "original_max_position_embeddings": scaling["original_max_position_embeddings"],
+        "longrope_scaling_short_factors": scaling["short_factor"],
+        "longrope_scaling_long_factors": scaling["long_factor"],
     }
 
 

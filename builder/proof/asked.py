@@ -21,7 +21,8 @@ def reference_of(source: SourceCheckpoint, checkpoint: Path, parallel: ParallelS
     scale.
     """
     config = read_json(checkpoint / "config.json")
+    served = source.config.max_position_embeddings  # The rank files are run as for the longest sequences.
     dtype = str(config.get("dtype"))
     if kept_algo(config):
-        return Reference(make_rank_plan(source, parallel, dtype).source)
-    return Reference(source, dtype if dtype in BY_NAME else None)
+        return Reference(make_rank_plan(source, parallel, dtype).source, served=served)
+    return Reference(source, dtype if dtype in BY_NAME else None, served)

@@ -57,7 +57,8 @@ class Architecture:
     ``norms``. ``fused`` is the order of a ``qkv`` of one tensor: "stacked" (all q, all k, all v) or "grouped" (q, k, v
     of the first key/value head, then of the second, …). ``transposed``: matrices are stored [in, out]. ``parallel``:
     attention and MLP read the same input. ``sliding_every``: every so many layers, from the first, have the sliding
-    window, if there is one; 0: none have. ``keys`` are the family's own names of config.json's common keys,
+    window, if there is one; 0: none have. ``sliding_switch``: only where use_sliding_window says so, and from layer
+    max_window_layers on. ``keys`` are the family's own names of config.json's common keys,
     ``defaults`` the values of common keys that its config.json may leave out, ``refused`` the keys whose other values
     the reference cannot compute, with the value that it can.
     """
@@ -71,6 +72,7 @@ class Architecture:
     embedding_scaled: bool = False
     position_offset: int = 0
     sliding_every: int = 0
+    sliding_switch: bool = False
     keys: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, object] = field(default_factory=dict)

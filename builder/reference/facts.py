@@ -72,7 +72,7 @@ def read_facts(raw: Mapping[str, Any], path: Path) -> Facts:
         activation=_activation(keys, path),
         tied=bool(keys.get("tie_word_embeddings", False)),
         rotary=None if architecture.names.positions else read_rotary(keys, head_dim, path),
-        windows=_windows(keys, architecture.sliding_every, layers, path),
+        windows=_windows(keys, architecture, layers, path),
         attention_scale=1 / math.sqrt(keys.get("query_pre_attn_scalar", head_dim)),
         score_cap=keys.get("attn_logit_softcapping"),
         logit_cap=keys.get("final_logit_softcapping"),
@@ -119,10 +119,14 @@ def _kv_heads(keys: Mapping[str, Any], heads: int) -> int:
     return int(keys.get("num_key_value_heads") or heads)
 
 
-def _windows(keys: Mapping[str, Any], every: int, layers: int, path: Path) -> tuple[int | None, ...]:
+def _windows(keys: Mapping[str, Any], architecture: Architecture, layers: int, path: Path) -> tuple[int | None, ...]:
     """Return how many tokens, its own included, a token of each layer attends to."""
+    every, first = architecture.sliding_every, 0
     window = keys.get("sliding_window") if every else None
-    slides = [window is not None and layer % every == 0 for layer in range(layers)]
+    if architecture.sliding_switch:
+        window = window if keys.get("use_sliding_window") else None
+        first = int(keys.get("max_window_layers", 28))
+    slides = [window is not None and layer >= first and layer % every == 0 for layer in range(layers)]
     kinds = ["sliding_attention" if slide else "full_attention" for slide in slides]
     if keys.get("layer_types", kinds) != kinds:
         raise _cannot(path, "layer_types", keys["layer_types"])

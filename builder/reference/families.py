@@ -93,6 +93,7 @@ _MIXTRAL_DEFAULTS = _MISTRAL | {
     "norm_topk_prob": True,
 }
 _QWEN = _SILU | {"max_position_embeddings": 32768}
+_QWEN_WINDOW = _QWEN | {"sliding_window": 4096}
 _NO_WINDOW = {"use_sliding_window": False}
 _GEMMA_DEFAULTS = {
     "head_dim": 256,
@@ -118,14 +119,19 @@ FAMILIES: dict[str, Architecture] = {
         sliding_every=1,
         defaults=_MIXTRAL_DEFAULTS,
     ),
-    "Qwen2ForCausalLM": Architecture(defaults=_QWEN | {"num_key_value_heads": 32}, refused=_NO_WINDOW),
+    "Qwen2ForCausalLM": Architecture(
+        sliding_every=1, sliding_switch=True, defaults=_QWEN_WINDOW | {"num_key_value_heads": 32}
+    ),
     "Qwen2MoeForCausalLM": Architecture(
         replace(_LLAMA, experts=_SHARED),
         defaults=_QWEN | {"num_key_value_heads": 16, "num_experts_per_tok": 4},
         refused=_NO_WINDOW,
     ),
     "Qwen3ForCausalLM": Architecture(
-        _QK_NORM, defaults=_QWEN | {"num_key_value_heads": 32, "head_dim": 128}, refused=_NO_WINDOW
+        _QK_NORM,
+        sliding_every=1,
+        sliding_switch=True,
+        defaults=_QWEN_WINDOW | {"num_key_value_heads": 32, "head_dim": 128},
     ),
     "Qwen3MoeForCausalLM": Architecture(
         replace(_QK_NORM, experts=_QWEN_MOE),
@@ -176,7 +182,6 @@ FAMILIES: dict[str, Architecture] = {
             "partial_rotary_factor": "rotary_pct",
         },
         defaults={"hidden_act": "gelu", "norm_epsilon": 1e-5, "partial_rotary_factor": 0.25},
-        refused={"use_parallel_residual": True},
     ),
     "FalconForCausalLM": Architecture(
         _FALCON,
@@ -204,11 +209,13 @@ FAMILIES: dict[str, Architecture] = {
 
 
 def resolve(name: str, raw: Mapping[str, Any]) -> Architecture:
-    """Return the family as this config.json has it: Falcon chooses its block's layout by keys of its own.
+    """Return the family as this config.json has it: two choose their blocks' layout by keys of their own.
 
     Raises KeyError for a family that there is none of here.
     """
     family = FAMILIES[name]
+    if name == "GPTNeoXForCausalLM":
+        return replace(family, parallel=raw.get("use_parallel_residual", True))
     if name != "FalconForCausalLM":
         return family
     newer = bool(raw.get("new_decoder_architecture"))

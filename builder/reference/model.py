@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -25,15 +26,17 @@ class Reference:
     """Runs one checkpoint. Weights are read where they are used and not kept: never more than one matrix is in memory.
 
     ``dtype`` names the type that they are first rounded to, as a conversion to that type does; by default none.
+    ``served`` is the longest sequence, in tokens, of an engine whose rotation depends on it; 0: there is none.
 
     Raises:
         CheckpointError: config.json asks for something that the reference cannot compute.
     """
 
-    def __init__(self, source: SourceCheckpoint, dtype: str | None = None) -> None:
+    def __init__(self, source: SourceCheckpoint, dtype: str | None = None, served: int = 0) -> None:
         self.source, self.config = source, source.config
         path = source.folder / "config.json"
-        self._facts = read_facts(read_json(path), path)
+        facts = read_facts(read_json(path), path)
+        self._facts = replace(facts, rotary=facts.rotary and replace(facts.rotary, served=served))
         self._weights = Weights(source, self._facts.architecture, dtype)
 
     def logits(

@@ -3,7 +3,8 @@
 Sources: Su et al. 2021 (arXiv:2104.09864) for the rotation; Chen et al. 2023 (arXiv:2306.15595) for ``linear``; bloc97
 and emozilla 2023 (the NTK-aware and dynamic scaling that Peng et al. 2023, arXiv:2309.00071, section 3 describe) for
 ``dynamic``; Peng et al., sections 3.2 to 3.4, for ``yarn``; Meta's description of Llama 3.1 (arXiv:2407.21783 and its
-model card) for ``llama3``; Black et al. 2022 (arXiv:2204.06745) for rotating a part of each head.
+model card) for ``llama3``; Ding et al. 2024 (arXiv:2402.13753) for ``longrope``; Black et al. 2022 (arXiv:2204.06745)
+for rotating a part of each head.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ __all__ = ["Rotary", "read_rotary"]
 
 @dataclass(frozen=True)
 class Rotary:
-    """``width`` elements of each head turn; ``trained`` is the longest sequence of the training, in tokens."""
+    """``width`` elements of each head turn; ``trained`` is the longest sequence of the training, in tokens.
+
+    ``served``: the longest sequence that an engine is made for, where that decides how shorter ones turn as well; 0:
+    each sequence's own length decides, as in transformers.
+    """
 
     width: int
     theta: float
     kind: str
     numbers: Mapping[str, Any]
     trained: int
+    served: int = 0
 
     def turn(self, x: Array) -> Array:
         """Turn pairs (i, i + width / 2) of one sequence, float32 [tokens, heads, head_dim], by their angles."""
@@ -49,12 +55,15 @@ def read_rotary(keys: Mapping[str, Any], head_dim: int, path: Path) -> Rotary:
     """
     numbers = keys.get("rope_parameters") or keys.get("rope_scaling") or {}
     kind = str(numbers.get("rope_type") or numbers.get("type") or "default")
+    kind = "longrope" if kind == "su" else kind
     if kind not in _KINDS or numbers.get("mrope_section"):
         raise CheckpointError(
             f"{path}: the reference cannot compute a rotation of type {kind!r}",
             why=f"it knows {', '.join(_KINDS)}",
             fix="add it to builder/reference/rotary.py; until then these rank files cannot be verified",
         )
+    if kind == "longrope" and keys.get("original_max_position_embeddings"):
+        numbers = {**numbers, "original_max_position_embeddings": keys["original_max_position_embeddings"]}
     part = numbers.get("partial_rotary_factor", keys.get("partial_rotary_factor", 1.0))
     return Rotary(
         width=int(head_dim * part),
@@ -123,6 +132,17 @@ def _yarn_amplitude(numbers: Mapping[str, Any], factor: float) -> float:
     return grown(1.0)
 
 
+def _longrope(rotary: Rotary, length: int) -> tuple[Array, float]:
+    """Every pair has its own divisor: one for sequences up to the original length, another for longer ones."""
+    numbers, original = rotary.numbers, int(rotary.numbers["original_max_position_embeddings"])
+    longer = max(length, rotary.served) > original
+    divisors = np.array(numbers["long_factor" if longer else "short_factor"], np.float32)
+    stretch = rotary.trained / original
+    amplitude = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    frequencies: Array = _plain(rotary.width, rotary.theta) / divisors
+    return frequencies, amplitude
+
+
 #: Return the angle per position of each pair, in radians, and the amplitude of the waves, for a sequence's length.
 _KINDS: dict[str, Callable[[Rotary, int], tuple[Array, float]]] = {
     "default": _default,
@@ -130,4 +150,5 @@ _KINDS: dict[str, Callable[[Rotary, int], tuple[Array, float]]] = {
     "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
 }

@@ -29,7 +29,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 _SANDWICH = BlockSpec(
     after_attention="post_layernorm", before_mlp="pre_feedforward_layernorm", after_mlp="post_feedforward_layernorm"
 )
-_NEOX = BlockSpec(True, before_mlp="post_attention_layernorm")
+
+
+def _neox(config: Config) -> BlockSpec:
+    return BlockSpec(config.get("use_parallel_residual", True), before_mlp="post_attention_layernorm")
 
 
 def _falcon(config: Config) -> BlockSpec:
@@ -63,7 +66,7 @@ _FAMILIES: dict[str, _Family] = {
     "Gemma2ForCausalLM": _Family(block=lambda config: _SANDWICH, embedding_scale=_GEMMA.embedding_scale),
     "GPTForCausalLM": _LAYER_NORM,
     "OPTForCausalLM": _LAYER_NORM,
-    "GPTNeoXForCausalLM": _Family("layer", lambda config: _NEOX),
+    "GPTNeoXForCausalLM": _Family("layer", _neox),
     "FalconForCausalLM": _Family("layer", _falcon),
 }
 
@@ -78,7 +81,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "geglu": "gelu_tanh",
     "relu": "relu",
 }
-_POSITIONS = ("rope_gpt_neox", "learned_absolute")
+_POSITIONS = ("rope_gpt_neox", "long_rope", "learned_absolute")
 _EMBEDDINGS: dict[tuple[bool, int], Literal["whole", "vocab", "hidden"]] = {
     (False, 0): "whole",
     (False, 1): "whole",
@@ -175,14 +178,25 @@ def _attention(config: Config, shapes: Shapes) -> AttentionSpec:
 
 
 def _rope(config: Config) -> RopeSpec | None:
-    if config["position_embedding_type"] != "rope_gpt_neox":
+    if config["position_embedding_type"] not in ("rope_gpt_neox", "long_rope"):
         return None
     return RopeSpec(
         dim=config["rotary_embedding_dim"],
         theta=config["rotary_base"],
-        scaling=config["rotary_scaling"],
+        scaling=_long_rope(config) or config["rotary_scaling"],
         trained=config["max_position_embeddings"],
     )
+
+
+def _long_rope(config: Config) -> Mapping[str, Any] | None:
+    if config["position_embedding_type"] != "long_rope":
+        return None
+    return {
+        "rope_type": "longrope",
+        "original_max_position_embeddings": config["original_max_position_embeddings"],
+        "short_factor": config["longrope_scaling_short_factors"],
+        "long_factor": config["longrope_scaling_long_factors"],
+    }
 
 
 def _mlp(config: Config, shapes: Shapes) -> MlpSpec:

@@ -22,6 +22,8 @@ _Fixed = tuple[str, Callable[[Config], object]]
 _PLAIN_ROTATION: _Fixed = ("rotary_scaling", lambda config: None)
 _FIXED: dict[str, tuple[_Fixed, ...]] = {
     "GPTNeoXForCausalLM": (
+        # Rank files of another converter do not say.
+        ("use_parallel_residual", lambda config: True if "use_parallel_residual" in config else None),
         ("norm_epsilon", lambda config: 1e-5),
         ("intermediate_size", lambda config: 4 * config["hidden_size"]),
         _PLAIN_ROTATION,

@@ -114,6 +114,11 @@ PHI3 = {
     "sliding_window": 2047,
     "vocab_size": 32064,
 }
+LONGROPE: dict[str, Any] = {
+    "type": "longrope",
+    "short_factor": [1 + at / 48 for at in range(48)],
+    "long_factor": [1 + at for at in range(48)],
+}
 GEMMA = {
     "architectures": ["GemmaForCausalLM"],
     "attention_bias": False,
@@ -257,9 +262,30 @@ def test_the_original_length_outside_of_the_scaling_comes_first() -> None:
     assert config.rope.scaling == {**LLAMA31["rope_scaling"], "original_max_position_embeddings": 4096}
 
 
+def test_longrope_has_keys_of_its_own_in_tensorrt_llms_config() -> None:
+    raw = {**PHI3, "max_position_embeddings": 131072, "rope_scaling": {**LONGROPE, "type": "su"}}
+    config = parse_config(raw, PATH)
+    assert (config.rope.kind, config.rope.trained) == ("longrope", 131072)
+    written = unified_config(config, ParallelSpec(), "bfloat16", "none")
+    assert (written["position_embedding_type"], written["rotary_scaling"]) == ("long_rope", None)
+    assert written["original_max_position_embeddings"] == 4096
+    assert written["longrope_scaling_short_factors"] == LONGROPE["short_factor"]
+    assert written["longrope_scaling_long_factors"] == LONGROPE["long_factor"]
+
+
+@pytest.mark.parametrize(("used", "layers"), [(True, [False, False, True]), (False, [False] * 3), (None, [False] * 3)])
+def test_qwen_has_a_window_in_its_last_layers(used: bool | None, layers: list[bool]) -> None:
+    shape = {"num_hidden_layers": 3, "sliding_window": 8, "max_window_layers": 2, "use_sliding_window": used}
+    config = parse_config({**LLAMA31, "rope_scaling": None, "architectures": ["Qwen2ForCausalLM"], **shape}, PATH)
+    assert list(config.sliding_layers) == layers
+    assert config.sliding_window == (8 if used else None)
+
+
 #: A model, what is changed, and words of the error.
 REFUSED: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
-    (PHI3, {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, ["'longrope'"]),
+    (PHI3, {"rope_scaling": LONGROPE | {"long_factor": [1.0]}}, ["rope_scaling.long_factor", "48 numbers"]),
+    (PHI3, {"rope_scaling": LONGROPE | {"short_factor": [1.0] * 47 + ["1"]}}, ["rope_scaling.short_factor"]),
+    (PHI3, {"rope_scaling": LONGROPE | {"attention_factor": 1.5}}, ["rope_scaling.attention_factor=1.5"]),
     (PHI3, {"attention_bias": True}, ["attention_bias=True"]),
     (NEMO, {"layer_types": ["chunked_attention"] * 40}, ["layer_types", "sliding_attention"]),
     (GEMMA2, {"layer_types": ["full_attention"] * 4}, ["layer_types", "order of layers"]),
@@ -272,7 +298,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], list[str]]] = [
     (GPT2, {"activation_function": "mish"}, ["activation_function='mish'", "gelu_new"]),
     (GPT2, {"n_head": 7}, ["n_head=7", "n_embd=768"]),
     (GPT2, {"n_embd": "768"}, ["n_embd='768'"]),
-    (PYTHIA, {"use_parallel_residual": False}, ["use_parallel_residual=False"]),
+    (PYTHIA, {"use_parallel_residual": "no"}, ["use_parallel_residual='no'"]),
     (PYTHIA, {"rotary_pct": 0.02}, ["rotary_pct=0.02", "pairs"]),
     (PYTHIA, {"attention_bias": False}, ["attention_bias=False"]),
     (FALCON_40B, {"num_kv_heads": 7}, ["num_kv_heads=7", "num_attention_heads=128"]),

@@ -39,7 +39,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"torch_dtype": "int8"}, ["torch_dtype='int8'", "float32, float16, bfloat16"]),
     ({"eos_token_id": "</s>"}, ["eos_token_id='</s>'"]),
     ({"rope_theta": -1}, ["rope_theta=-1", "number above 0"]),
-    ({"rope_scaling": {"type": "su", "factor": 4}}, ["rope_scaling", "'su'", "default, linear, dynamic, llama3, yarn"]),
+    (
+        {"rope_scaling": {"type": "ntk", "factor": 4}},
+        ["rope_scaling", "'ntk'", "default, linear, dynamic, llama3, yarn"],
+    ),
     ({"rope_scaling": {"type": "yarn", "factor": 4, "mscale": 0.7}}, ["rope_scaling.mscale=0.7", "beta_fast"]),
     ({"rope_scaling": {"type": "yarn", "factor": 4, "beta_slow": "1"}}, ["rope_scaling.beta_slow='1'"]),
     ({"rope_scaling": {"type": "dynamic"}}, ["rope_scaling.factor=None"]),

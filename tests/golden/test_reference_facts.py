@@ -74,11 +74,10 @@ SAME: list[tuple[str, dict[str, Any]]] = [
 REFUSED: list[tuple[str, str, Any]] = [
     ("llama", "architectures", ["BloomForCausalLM"]),
     ("llama", "hidden_act", "mish"),
-    ("llama", "rope_scaling", {"rope_type": "longrope", "factor": 4.0}),
+    ("llama", "rope_scaling", {"rope_type": "proportional", "factor": 4.0}),
     ("llama", "rope_scaling", {"type": "default", "mrope_section": [2, 3, 3]}),
-    ("qwen2", "use_sliding_window", True),
+    ("qwen2_moe", "use_sliding_window", True),
     ("gemma2", "layer_types", ["full_attention", "sliding_attention"] * 2),
-    ("gpt_neox", "use_parallel_residual", False),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True),
     ("gpt2", "scale_attn_weights", False),
     ("falcon", "alibi", True),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from shardyard.spec import ParallelSpec
 #: The bar of the certificate: largest error over largest logit.
 MAX_RELATIVE = 1e-4
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "logits"
-FAMILIES = sorted(path.stem for path in GOLDEN.glob("*.json"))
+FAMILIES = sorted(path.stem for path in GOLDEN.glob("*.json") if path.stem != "phi3-longrope")
 #: Grids that two ranks make, and families on each: together all ways in which ranks share a layer.
 GRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "tp2": (
@@ -48,8 +49,14 @@ class Golden:
 
     def up_to(self, tokens: int) -> Golden:
         """Return the prompts that have no more tokens; dynamic scaling is another one for longer prompts."""
-        kept = [index for index, prompt in enumerate(self.prompts) if len(prompt) <= tokens]
-        return Golden(self.folder, [self.prompts[index] for index in kept], [self.logits[index] for index in kept])
+        return self._those([len(prompt) <= tokens for prompt in self.prompts])
+
+    def beyond(self, tokens: int) -> Golden:
+        """Return the prompts that have more tokens."""
+        return self._those([len(prompt) > tokens for prompt in self.prompts])
+
+    def _those(self, chosen: list[bool]) -> Golden:
+        return Golden(self.folder, list(compress(self.prompts, chosen)), list(compress(self.logits, chosen)))
 
     def error(self, got: list[Any]) -> float:
         """Return the largest error of any prompt, relative to its largest logit."""
@@ -81,6 +88,22 @@ def test_one_rank(name: str, golden: Callable[[str], Golden], tmp_path: Path) ->
     model = RankModel(spec, arrays, World(1, 1), RankSettings.exact())
     fitting = wanted.up_to(spec.max_positions)
     assert fitting.error([model.logits(prompt) for prompt in fitting.prompts]) < MAX_RELATIVE
+
+
+@pytest.mark.parametrize("longest", [256, 320])
+def test_longrope_turns_as_the_longest_sequence_asks(
+    longest: int, golden: Callable[[str], Golden], tmp_path: Path
+) -> None:
+    wanted = golden("phi3-longrope")
+    convert_checkpoint(wanted.folder, tmp_path, ParallelSpec())
+    spec, arrays = rank_arrays(tmp_path, 0, weights="float32")
+    model = RankModel(replace(spec, max_positions=longest), arrays, World(1, 1), RankSettings.exact())
+    short, long = wanted.up_to(256), wanted.beyond(256)
+    assert len(short.prompts) == 2 and len(long.prompts) == 1
+    right, other = (short, long) if longest == 256 else (long, short)
+    assert right.error([model.logits(prompt) for prompt in right.prompts]) < MAX_RELATIVE
+    if other.prompts == short.prompts:
+        assert other.error([model.logits(prompt) for prompt in other.prompts]) > MAX_RELATIVE
 
 
 @pytest.mark.e2e

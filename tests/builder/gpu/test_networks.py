@@ -25,6 +25,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**NEOX, "norm_epsilon": 1e-6}, "norm_epsilon=1e-06"),
     ({**NEOX, "intermediate_size": 128}, "intermediate_size=128"),
     ({**NEOX, "rotary_scaling": {"type": "linear", "factor": 2.0}}, "rotary_scaling={'type': 'linear'"),
+    ({**NEOX, "use_parallel_residual": False}, "use_parallel_residual=False"),
     ({**FALCON, "rotary_scaling": {"type": "linear", "factor": 2.0}}, "rotary_scaling={'type': 'linear'"),
     ({**FALCON, "parallel_attention": False}, "norm_epsilon=1e-06"),
 ]
