@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -35,20 +36,26 @@ PROMPTS = tuple(
 )
 LENGTHS = (1, 7, 24, 60)
 
-#: Of 100 requests: so many are cancelled, so many lose their connection, so many are wrong.
-CANCELLED, CUT, WRONG = 20, 10, 10
-
 #: Growth that memory, threads and descriptors may show after warm-up.
 FLAT = 0.02
 
 SAMPLE_S, SETTLE_S = 2.0, 20.0
 
 
+@dataclass(frozen=True)
+class Mix:
+    """Of 100 requests: so many are cancelled, so many lose their connection, so many are wrong."""
+
+    cancelled: int
+    cut: int
+    wrong: int
+
+
 class Load:
     """Streams that ask until ``stop``, and what came of their requests."""
 
-    def __init__(self, endpoint: Endpoint, golden: dict[tuple[str, int], str]) -> None:
-        self._endpoint, self._golden = endpoint, golden
+    def __init__(self, endpoint: Endpoint, golden: dict[tuple[str, int], str], mix: Mix) -> None:
+        self._endpoint, self._golden, self._mix = endpoint, golden, mix
         self._stopped = threading.Event()
         self._lock = threading.Lock()
         self.counts: Counter[str] = Counter()
@@ -73,20 +80,20 @@ class Load:
         return samples
 
     def _stream(self, seed: int) -> None:
-        rng = random.Random(seed)
+        rng, mix = random.Random(seed), self._mix
         client = StreamClient(self._endpoint)
         while not self._stopped.is_set():
             prompt, tokens, kind = rng.choice(PROMPTS), rng.choice(LENGTHS), rng.randrange(100)
             try:
-                if kind < CANCELLED:
+                if kind < mix.cancelled:
                     self._leave(client, prompt, tokens, rng)
                     self._count("cancelled")
-                elif kind < CANCELLED + CUT:
+                elif kind < mix.cancelled + mix.cut:
                     self._leave(client, prompt, tokens, rng)
                     client.close()
                     client = StreamClient(self._endpoint)
                     self._count("cut")
-                elif kind < CANCELLED + CUT + WRONG:
+                elif kind < mix.cancelled + mix.cut + mix.wrong:
                     self._ask_wrongly(client, rng)
                 else:
                     self._ask(client, prompt, tokens)
@@ -147,6 +154,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("pipeline", type=Path, help="pipeline file")
     parser.add_argument("--minutes", type=float, default=3.0, help="how long (3)")
     parser.add_argument("--streams", type=int, help="connections that ask (10 times engine.max_batch_size)")
+    for name, percent, meaning in (
+        ("cancelled", 20, "that the client cancels"),
+        ("cut", 10, "whose connection is lost"),
+        ("wrong", 10, "that must be refused"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=percent, help=f"percent of requests {meaning} ({percent})")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, default=Path("work"), metavar="DIR")
     args = parser.parse_args(argv)
@@ -174,7 +187,7 @@ def _soak(args: argparse.Namespace, console: Console) -> None:
                 for tokens in LENGTHS
             }
         console.stage("soak", f"{streams} streams for {args.minutes:g} minutes")
-        load = Load(server.endpoint, golden)
+        load = Load(server.endpoint, golden, Mix(args.cancelled, args.cut, args.wrong))
         samples = load.run(streams, 60 * args.minutes, server)
         left = _left(server.endpoint)
     _report(load, samples, left, console)
