@@ -14,6 +14,7 @@ import openvino as ov
 import openvino.opset16 as op
 from openvino.op import _PagedAttentionExtension as PagedAttentionExtension
 
+from shardyard.runtime.context import ContextGroup
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.network import AttentionSpec
 
@@ -24,7 +25,8 @@ __all__ = ["BLOCK_TOKENS", "PagedInputs", "cache_parameters", "paged_attention"]
 class PagedInputs:
     """The inputs that all layers share: where each sequence's tokens lie in the batch and in the cache.
 
-    ``block_copies``: as ``StepPlan.copies``, for layers that keep their caches themselves.
+    ``block_copies``: as ``StepPlan.copies``, for layers that keep their caches themselves. ``context``: the ranks over
+    which the cache is split, if it is.
     """
 
     past_lens: Any
@@ -33,6 +35,7 @@ class PagedInputs:
     block_indices_begins: Any
     max_context_len: Any
     block_copies: Any = None
+    context: ContextGroup | None = None
 
 
 def cache_parameters(layer: int) -> tuple[Any, Any]:

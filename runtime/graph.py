@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.attention import PagedInputs
+from shardyard.runtime.context import ContextGroup
 from shardyard.runtime.layers.adapters import Adapters
 from shardyard.runtime.layers.attention_block import AttentionBlock
 from shardyard.runtime.layers.block import Block
@@ -28,6 +29,7 @@ from shardyard.runtime.layers.rotation import Rotation
 from shardyard.runtime.names import EMBEDDING, FINAL_NORM, HEAD
 from shardyard.runtime.native.products import Products
 from shardyard.runtime.network import NetworkSpec
+from shardyard.runtime.step_inputs import keeps_own_caches
 from shardyard.runtime.weights import Part, Weights
 
 __all__ = ["AllReduceNode", "build_graph"]
@@ -39,18 +41,21 @@ def build_graph(
     all_reduce: AllReduceNode | None,
     pool: AdapterPool | None = None,
     products: Products | None = None,
+    context: ContextGroup | None = None,
 ) -> Any:
     """Return the rank's ``ov.Model``.
 
     Inputs, int32: ``input_ids`` [tokens] on the first stage, else ``hidden`` float32 [tokens, hidden];
     ``position_ids`` [tokens]; paged attention's five, and ``block_copies`` where the network keeps the
-    cache itself (``capped_attention``); on the last stage ``sample_idx`` [rows], the tokens whose logits
-    are wanted. Output: ``logits`` float32 [rows, vocab_valid] on the last stage, else ``hidden_out``.
+    cache itself (``own_attention``); on the last stage ``sample_idx`` [rows], the tokens whose logits
+    are wanted, and with a ``context`` float32 ``sample_mine`` [rows, 1], 0 where another rank runs them.
+    Output: ``logits`` float32 [rows, vocab_valid] on the last stage, else ``hidden_out``.
     ``all_reduce`` may be None when ``spec.tp`` is 1. The arrays must stay alive until the first inference has ended.
     Packed arrays need ``products``, and both must outlive the model.
     With a ``pool`` the network adds its adapters to the products, and has their inputs.
     """
-    return _Graph(spec, Weights(arrays, products), all_reduce or _identity, Adapters(pool) if pool else None).model()
+    graph = _Graph(spec, Weights(arrays, products), all_reduce or _identity, Adapters(pool) if pool else None, context)
+    return graph.model()
 
 
 def _identity(x: Any) -> Any:
@@ -59,9 +64,15 @@ def _identity(x: Any) -> Any:
 
 class _Graph:
     def __init__(
-        self, spec: NetworkSpec, weights: Weights, all_reduce: AllReduceNode, adapters: Adapters | None
+        self,
+        spec: NetworkSpec,
+        weights: Weights,
+        all_reduce: AllReduceNode,
+        adapters: Adapters | None,
+        context: ContextGroup | None,
     ) -> None:
         self.spec, self.weights, self.all_reduce, self.adapters = spec, weights, all_reduce, adapters
+        self.context = context
         self.norms = Norms(spec.norm, spec.norm_epsilon, weights)
         self.parameters: list[Any] = []
 
@@ -83,7 +94,7 @@ class _Graph:
         self.parameters += attention.parameters + (self.adapters.parameters if self.adapters else [])
         name = "hidden_out"
         if spec.last:
-            x, name = self._head(op.gather(x, self._input("sample_idx", [-1]), integer(0))), "logits"
+            x, name = self._head(self._sampled(x)), "logits"
         result = op.result(x)
         result.output(0).set_names({name})
         return ov.Model([result], self.parameters, f"stage{spec.stage}_tp{spec.tp_rank}")
@@ -95,14 +106,24 @@ class _Graph:
         return parameter
 
     def _paged_inputs(self) -> PagedInputs:
+        split = self.context is not None
         return PagedInputs(
             past_lens=self._input("past_lens", [-1]),
             subsequence_begins=self._input("subsequence_begins", [-1]),
             block_indices=self._input("block_indices", [-1]),
             block_indices_begins=self._input("block_indices_begins", [-1]),
             max_context_len=self._input("max_context_len", []),
-            block_copies=self._input("block_copies", [-1]) if self.spec.attention.softcap is not None else None,
+            block_copies=self._input("block_copies", [-1]) if keeps_own_caches(self.spec, split=split) else None,
+            context=self.context,
         )
+
+    def _sampled(self, x: Any) -> Any:
+        """Return the rows whose logits are wanted; what one context-parallel rank has of them, all get."""
+        rows = op.gather(x, self._input("sample_idx", [-1]), integer(0))
+        if self.context is None:
+            return rows
+        mine = self._input("sample_mine", [-1, 1], ov.Type.f32)
+        return self.context.group.node(op.multiply(rows, mine))
 
     def _head(self, x: Any) -> Any:
         # Rows of padding are left out, so that a padded token can never be the likeliest.

@@ -16,7 +16,6 @@ already. ``model.hidden`` holds what this stage handed to the next. A prompt may
 
 from __future__ import annotations
 
-import mmap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,9 @@ from numpy.typing import NDArray
 
 from shardyard.errors import ToolchainError
 from shardyard.runtime.adapters.pool import AdapterPool
+from shardyard.runtime.cache_memory import allocate_caches
 from shardyard.runtime.collectives import AllReduce, join_all_reduce
+from shardyard.runtime.context import ContextGroup
 from shardyard.runtime.counters import Counters
 from shardyard.runtime.graph import build_graph
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
@@ -36,6 +37,7 @@ from shardyard.runtime.native.packing import plain_arrays
 from shardyard.runtime.native.products import Level, load_products
 from shardyard.runtime.network import ComputeType, KvType, NetworkSpec
 from shardyard.runtime.rank_times import RankTimes
+from shardyard.runtime.step_inputs import step_inputs
 from shardyard.runtime.step_plan import StepPlan, single_prompt
 from shardyard.runtime.world import World
 
@@ -89,13 +91,16 @@ class RankModel:
         self.spec, self.world, self.settings = spec, world, settings
         self.hidden: NDArray[np.float32] | None = None
         self.all_reduce = all_reduce or (join_all_reduce(world.tp_comm) if spec.tp > 1 else None)
+        self.context: ContextGroup | None = None
+        if world.cp > 1:
+            self.context = ContextGroup(world.cp, world.cp_rank, join_all_reduce(world.cp_comm))
         self.products = load_products(settings.products) if settings.products else None
         # Without a compiler, or to be exact, the plugin multiplies: it takes no packed weights.
         self.arrays, self.adapters = arrays if self.products else plain_arrays(arrays), adapters
         self.compiled = self._compile()
         self._request = self.compiled.create_infer_request()
         self._adapting: Any = None
-        self._caches = {port.get_any_name(): self._allocate(port) for port in self.compiled.inputs if _is_cache(port)}
+        self._caches = allocate_caches(self.compiled, settings.kv_blocks)
         _bind(self._request, self._caches)
         self._inputs: dict[str, Any] = {}
         #: Seconds that the network has computed so far.
@@ -111,7 +116,7 @@ class RankModel:
 
     def times(self) -> RankTimes:
         """Return where this rank's time has gone so far."""
-        counters, world = self.all_reduce.counters() if self.all_reduce else Counters(), self.world
+        counters, world = sum((group.counters() for group in self._groups()), Counters()), self.world
         return RankTimes(
             steps=self.steps,
             compute_s=self.compute_s - counters.waiting_s - counters.moving_s,
@@ -123,6 +128,10 @@ class RankModel:
             sum_bytes=counters.bytes,
             sent_bytes=world.sent_bytes,
         )
+
+    def _groups(self) -> list[AllReduce]:
+        groups = [self.all_reduce, self.context.group if self.context else None]
+        return [group for group in groups if group]
 
     def prepare_adapters(self) -> None:
         """Compile the network with adapters, if it is not: before the first step with one, from any one thread."""
@@ -144,12 +153,12 @@ class RankModel:
             "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
         }
         core = ov.Core()
-        if self.all_reduce:
-            self.all_reduce.extend(core)
+        for joined in self._groups():
+            joined.extend(core)
         if self.products:
             self.products.extend(core)
         all_reduce = self.all_reduce.node if self.all_reduce else None
-        graph = build_graph(self.spec, self.arrays, all_reduce, adapters, self.products)
+        graph = build_graph(self.spec, self.arrays, all_reduce, adapters, self.products, self.context)
         try:
             return core.compile_model(graph, "CPU", properties)
         except RuntimeError as error:
@@ -159,49 +168,22 @@ class RankModel:
                 fix="try engine.compute=float32 and engine.kv_cache=float32",
             ) from error
 
-    def _allocate(self, port: Any) -> Any:
-        """Return a layer's cache. Its pages take memory when they are first written."""
-        kind = port.get_element_type()
-        shape = [self.settings.kv_blocks, *(size.get_length() for size in list(port.get_partial_shape())[1:])]
-        count = int(np.prod(shape))
-        dtype = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16, ov.Type.u8: np.uint8}[kind]
-        try:
-            memory = mmap.mmap(-1, count * kind.size)
-        except (OSError, OverflowError) as error:
-            raise ToolchainError(
-                f"no memory for a key/value cache of {self.settings.kv_blocks * BLOCK_TOKENS} tokens",
-                why=f"each layer needs {2 * count * kind.size} bytes: {error}",
-                fix="lower engine.kv_cache_tokens, or engine.max_batch_size and engine.max_seq_len",
-            ) from None
-        return ov.Tensor(np.frombuffer(memory, dtype).reshape(shape), shape, kind)
-
     def run(self, plan: StepPlan) -> NDArray[np.float32] | None:
         """Run one step; receive from the previous stage and send to the next as need be.
 
         Returns the logits, float32 [rows, vocab_valid], valid until the next run, on the last stage; else None.
         """
-        inputs = {
-            "past_lens": plan.past,
-            "subsequence_begins": plan.begins,
-            "block_indices": plan.blocks,
-            "block_indices_begins": plan.block_begins,
-            "max_context_len": np.array(plan.longest, np.int32),
-            "position_ids": plan.positions,
-        }
-        if self.spec.first:
-            inputs["input_ids"] = plan.tokens
-        else:
-            inputs["hidden"] = self.world.receive_hidden(len(plan.tokens), self.spec.hidden)  # type: ignore[assignment]
-        if self.spec.last:
-            inputs["sample_idx"] = plan.samples
-        if self.spec.attention.softcap is not None:
-            inputs["block_copies"] = plan.copies  # These layers keep their caches to themselves.
+        share = self.context.share(plan) if self.context else None
+        own = share.plan if share else plan
+        inputs = step_inputs(self.spec, plan, share)
+        if not self.spec.first:
+            inputs["hidden"] = self.world.receive_hidden(len(own.tokens), self.spec.hidden)
         for cache in self._caches.values() if len(plan.copies) else ():
             cache.data[plan.copies[1::2]] = cache.data[plan.copies[::2]]
         request = self._request
         if self.adapters and len(plan.adapters):
             self.prepare_adapters()
-            request, inputs = self._adapting, inputs | self.adapters.step_inputs(plan)
+            request, inputs = self._adapting, inputs | self.adapters.step_inputs(own)
         output = self._infer(request, inputs)
         if self.spec.last:
             return output
@@ -227,10 +209,6 @@ class RankModel:
         """
         logits = self.run(single_prompt(tokens, BLOCK_TOKENS))
         return None if logits is None else logits.copy()
-
-
-def _is_cache(port: Any) -> bool:
-    return "_cache." in port.get_any_name()
 
 
 def _bind(request: Any, tensors: Mapping[str, Any]) -> None:

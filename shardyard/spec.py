@@ -260,8 +260,6 @@ class Pipeline(_Section):
     def _checks(self) -> Pipeline:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"name={self.name!r} must be a file name: letters, digits, '.', '_' and '-'")
-        if self.engine.target == "cpu" and self.parallel.cp > 1:
-            raise ValueError(f"cp={self.parallel.cp} is not possible with engine.target=cpu; possible: cp=1")
         if self.engine.target != "cpu" and self.engine.lora.max_rank:
             raise ValueError("engine.lora is the CPU engine's; possible for GPU targets: engine.build_flags")
         if self.serve.lora_dir and not self.engine.lora.max_rank:

@@ -39,10 +39,11 @@ def read_world(model_repo: Path) -> World:
     try:
         mapping = json.loads(config.read_text(encoding="utf-8"))["pretrained_config"]["mapping"]
         ranks = int(mapping["world_size"])
+        files = ranks // int(mapping.get("cp_size", 1))  # Context-parallel peers read the same.
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = f"{config}: {type(error).__name__}: {error}"
         raise _unfinished(f"the engine in {engine} cannot be used", why) from None
-    missing = [name for name in (f"rank{rank}.engine" for rank in range(ranks)) if not (engine / name).is_file()]
+    missing = [name for name in (f"rank{number}.engine" for number in range(files)) if not (engine / name).is_file()]
     if missing:
         raise _unfinished(f"the engine in {engine} is not whole", f"it has {ranks} ranks and no {missing[0]}")
     return World(ranks, worker_command(engine), engine)

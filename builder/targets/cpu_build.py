@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import cast
 
 from shardyard.artifacts import Draft
+from shardyard.builder.layout.ranks import file_count
 from shardyard.builder.quantization.rank_file import kept_algo
 from shardyard.builder.targets.converted import check_degrees
 from shardyard.builder.targets.cpu import read_config, write_rank_engine
@@ -52,7 +53,7 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
 
     def work(draft: Draft) -> None:
         console.stage(STAGE, f"weights: {target.weights_from}")
-        ranks = pipeline.parallel.world_size
+        ranks = file_count(pipeline.parallel)
         with console.progress(STAGE, ranks, "ranks") as advance:
             for rank in range(ranks):
                 path = draft.folder / rank_engine(rank)
@@ -84,7 +85,10 @@ def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTa
     narrow = weights in ("bfloat16", "float16") and bool(_BF16_FEATURES & set(cpu_features()))
     compute: ComputeType = ("bfloat16" if narrow else "float32") if engine.compute == "auto" else engine.compute
     kv_cache: KvType = _default_cache(weights, compute)
-    if engine.kv_cache in ("int8", compute):
+    if pipeline.parallel.cp > 1:
+        _check_split_cache(pipeline)
+        kv_cache = "float32"
+    elif engine.kv_cache in ("int8", compute):
         kv_cache = engine.kv_cache
     elif engine.kv_cache != "auto":
         raise PipelineError(
@@ -106,6 +110,22 @@ def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTa
         lora_adapters=engine.lora.max_adapters if engine.lora.max_rank else 0,
         speculative=engine.speculative,
     )
+
+
+def _check_split_cache(pipeline: Pipeline) -> None:
+    cp, engine = pipeline.parallel.cp, pipeline.engine
+    if engine.kv_cache not in ("auto", "float32"):
+        raise PipelineError(
+            f"engine.kv_cache={engine.kv_cache} is not possible with parallel.cp={cp}",
+            why="the engine's own attention, which splits the cache over ranks, keeps it in float32",
+            fix="set engine.kv_cache to float32, or parallel.cp to 1",
+        )
+    if engine.lora.max_rank:
+        raise PipelineError(
+            f"engine.lora.max_rank={engine.lora.max_rank} is not possible with parallel.cp={cp}",
+            why="networks with and without adapters would each have a cache of their own",
+            fix="leave engine.lora out, or set parallel.cp to 1",
+        )
 
 
 def _check_adapters(pipeline: Pipeline, architecture: str) -> None:

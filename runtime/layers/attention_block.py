@@ -11,12 +11,12 @@ from typing import Any
 import openvino.opset16 as op
 
 from shardyard.runtime.attention import PagedInputs, cache_parameters, paged_attention
-from shardyard.runtime.capped_attention import capped_attention
 from shardyard.runtime.layers.constants import integer, integers
 from shardyard.runtime.layers.linear import Linear, Partial
 from shardyard.runtime.layers.norms import Norms
 from shardyard.runtime.layers.rotation import Rotation
 from shardyard.runtime.network import AttentionSpec
+from shardyard.runtime.own_attention import own_attention
 
 __all__ = ["AttentionBlock"]
 
@@ -43,8 +43,8 @@ class AttentionBlock:
         return self._linear.rows(y, f"{name}.dense", spec.dense_bias)
 
     def _mix(self, q: Any, k: Any, v: Any, layer: int, window: int) -> Any:
-        if self._spec.softcap is not None:
-            return capped_attention(q, k, v, self._paged, self._spec, window)
+        if self._paged.block_copies is not None:
+            return own_attention(q, k, v, self._paged, self._spec, window)
         caches = cache_parameters(layer)
         self.parameters += caches
         return paged_attention(q, k, v, caches, self._paged, self._spec, window)

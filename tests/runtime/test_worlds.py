@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -35,7 +36,8 @@ SAMPLED = [
     )
 ]
 REQUESTS = [*GREEDY, *SAMPLED, {"prompt": tokens(9), "max_new_tokens": 5, "want_log_probs": True}]
-GRIDS = [(2, 1), (1, 2), (2, 2), (4, 1)]
+#: tp, pp, cp
+GRIDS = [(2, 1, 1), (1, 2, 1), (2, 2, 1), (4, 1, 1), (1, 1, 2), (2, 1, 2), (1, 2, 3)]
 
 
 @pytest.fixture
@@ -58,21 +60,22 @@ def one_rank(make_engine: Callable[..., Path], executing: Any, generate: Any) ->
     return answers
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: f"tp{grid[0]}pp{grid[1]}")
+@pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: "tp{}pp{}cp{}".format(*grid))
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_every_grid_gives_the_same_tokens(
-    run_world: Any, make_engine: Any, one_rank: Any, requests: Path, grid: tuple[int, int], family: str
+    run_world: Any, make_engine: Any, one_rank: Any, requests: Path, grid: tuple[int, int, int], family: str
 ) -> None:
     expected = one_rank(family)
-    idle = 1.0 if (family, grid) == ("llama", (2, 2)) else 0.0
-    done = run_world(grid[0] * grid[1], "generate.py", make_engine(family, *grid), requests, idle)
+    idle = 1.0 if (family, grid) == ("llama", (2, 2, 1)) else 0.0
+    engine = make_engine(family, *grid[:2], parallel={"cp": grid[2]})
+    done = run_world(math.prod(grid), "generate.py", engine, requests, idle)
     assert [answer["tokens"] for answer in done["answers"]] == expected.tokens
     assert [answer["reason"] for answer in done["answers"]] == ["length"] * len(REQUESTS)
     assert done["answers"][-1]["log_probs"] == pytest.approx(expected.log_probs[-1], abs=1e-4)
     # Ranks with nothing to do leave the cores to others.
     assert done["idle_cpu"] < 0.1
     if idle:
-        check_times(done["ranks"], done["steps"], make_engine(family, *grid))
+        check_times(done["ranks"], done["steps"], engine)
 
 
 def check_times(ranks: list[dict[str, float]], steps: int, engine: Path) -> None:
@@ -103,8 +106,10 @@ def test_without_a_compiler_the_tokens_are_the_same(
         (4, 1, {"use_parallel_embedding": True}, {}, "SharedMemoryAllReduce"),
         (2, 1, {"use_parallel_embedding": True, "embedding_sharding_dim": 1}, {}, "SharedMemoryAllReduce"),
         (2, 1, {}, {"SHARDYARD_NO_COMPILER": "1"}, "MpiAllReduce"),
+        (1, 2, {"cp": 2}, {}, "NoneType"),
+        (2, 1, {"cp": 2}, {"SHARDYARD_NO_COMPILER": "1"}, "MpiAllReduce"),
     ],
-    ids=["tp2pp2", "embedding_rows", "embedding_columns", "python_all_reduce"],
+    ids=["tp2pp2", "embedding_rows", "embedding_columns", "python_all_reduce", "cp2pp2", "tp2cp2"],
 )
 def test_logits_of_all_positions(
     run_world: Any,
@@ -120,9 +125,10 @@ def test_logits_of_all_positions(
     source, prompt = make_checkpoint("--family", "qwen2"), tokens(90)
     (tmp_path / "unified").mkdir()
     convert_checkpoint(source, tmp_path / "unified", ParallelSpec(tp=tp, pp=pp, **more))
-    said = run_world(tp * pp, "logits.py", tmp_path / "unified", json.dumps(prompt), tmp_path / "out.npy", env=env)
+    ranks, out = tp * pp * more.get("cp", 1), tmp_path / "out.npy"
+    said = run_world(ranks, "logits.py", tmp_path / "unified", json.dumps(prompt), out, env=env)
     assert said == {"all_reduce": kind}
-    assert np.abs(np.load(tmp_path / "out.npy") - reference(source).logits(prompt)).max() < 1e-5
+    assert np.abs(np.load(out) - reference(source).logits(prompt)).max() < 1e-5
 
 
 def test_int8_over_two_ranks_is_close(run_world: Any, make_engine: Any, requests: Path, one_rank: Any) -> None:

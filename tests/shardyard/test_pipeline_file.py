@@ -27,7 +27,6 @@ def test_defaults() -> None:
         ({"parallel": {"tp": "two"}}, "parallel.tp='two' is not possible", "integer"),
         ({"parallel": {"tp": 0}}, "parallel.tp=0 is not possible", "greater than or equal to 1"),
         ({"parallel": {"tp": 4, "moe_ep": 3}}, "moe_ep=3 does not divide tp=4", "[1, 2, 4]"),
-        ({"parallel": {"cp": 2}}, "cp=2 is not possible with engine.target=cpu", "cp=1"),
         ({"serve": {"lora_dir": "a"}}, "serve.lora_dir needs engine.lora.max_rank", "above 0"),
         (
             {"engine": {"target": "tensorrt_llm", "lora": {"max_rank": 8}}},
