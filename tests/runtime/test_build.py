@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -115,6 +116,15 @@ def test_without_bf16_instructions_compute_is_float32(
     monkeypatch.setattr("shardyard.builder.targets.cpu_build.cpu_features", lambda: ["avx2"])
     target = cpu_target(make_pipeline(), "bfloat16")
     assert (target.compute, target.kv_cache) == ("float32", "int8")
+
+
+@pytest.mark.parametrize(
+    ("engine", "what"), [({"kv_cache": "int8"}, "kv_cache=int8"), ({"lora": {"max_rank": 8}}, "lora.max_rank=8")]
+)
+def test_what_a_split_cache_cannot_do_is_refused_early(make_pipeline: MakePipeline, engine: Any, what: str) -> None:
+    with pytest.raises(PipelineError, match=f"{what} is not possible with parallel.cp=2"):
+        cpu_target(make_pipeline(parallel={"cp": 2}, engine=engine), "bfloat16")
+    assert cpu_target(make_pipeline(parallel={"cp": 2}), "bfloat16").kv_cache == "float32"
 
 
 @pytest.mark.parametrize(("compute", "kv_cache"), [("float32", "bfloat16"), ("bfloat16", "float32")])
