@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output, Request
@@ -70,6 +71,14 @@ def measure(executor: Executor, batch: int, prompt_tokens: int, new_tokens: int,
     )
 
 
+def _resident(ranks: int) -> int:
+    """Return the bytes of memory that all ranks hold together, what they share counted once."""
+    me = psutil.Process()
+    launcher = me.parent() if ranks > 1 else None
+    world = launcher.children(recursive=True) if launcher else [me]
+    return sum(each.memory_full_info().pss for each in world)
+
+
 def main() -> None:
     """Read the command line; lead or follow, as this process's rank says."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -90,8 +99,9 @@ def main() -> None:
         for repeat in range(args.repeats + 1):
             run = measure(executor, batch, args.prompt_tokens, args.new_tokens, seed=repeat)
             runs += [run] if repeat else []  # The first meets shapes that the plugin has not prepared yet.
+    resident = _resident(executor.config.tp * executor.config.pp)
     executor.shutdown()
-    sys.stdout.write(json.dumps({"load_s": load_s, "runs": [asdict(run) for run in runs]}))
+    sys.stdout.write(json.dumps({"load_s": load_s, "resident": resident, "runs": [asdict(run) for run in runs]}))
 
 
 if __name__ == "__main__":

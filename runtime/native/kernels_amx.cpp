@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "quantize.hpp"
+#include "tiles.hpp"
 
 namespace shardyard {
 namespace {
@@ -23,24 +24,6 @@ constexpr std::size_t kTileTokens = 16;
 constexpr std::size_t kTileBytes = 1024;
 // How far ahead of its use a weight is fetched, in bytes.
 constexpr std::size_t kAhead = 4096;
-
-struct alignas(64) TileShapes {
-    std::uint8_t palette = 1, start_row = 0, unused[14] = {};
-    std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-    std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-
-// Tiles belong to a thread; while it has none, a change of threads is cheaper.
-class Tiles {
-public:
-    Tiles() {
-        static const TileShapes shapes;
-        _tile_loadconfig(&shapes);
-    }
-    ~Tiles() { _tile_release(); }
-    Tiles(const Tiles&) = delete;
-    Tiles& operator=(const Tiles&) = delete;
-};
 
 using Results = float[kTileTokens][kBlockRows];
 using Counts = std::int32_t[kTileTokens][kBlockRows];

@@ -1,54 +1,96 @@
-"""The engine benchmark, on the tiny shape: what it prints, and how it reads a prototype's lines."""
+"""The engine benchmark, on the tiny shape: what it prints, its limits, and its peers."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from shardyard.builder.source.safetensors_file import SafetensorsFile
+from shardyard.errors import LaunchError
 from shardyard.perf.bandwidth import read_bandwidth
-from shardyard.perf.bench_engine import main, parse_beside
-
-SAMPLE = """\
-# tp1 pp1 q05 i8/f32/None build+compile 6.9s maxrss 1.93 GB threads 2
-tp1 pp1 i8/f32 B1 prefill 175 decode 16.0 tok/s  infer-share 0.990
-tp1 pp1 i8/f32 B1 prefill 393 decode 15.6 tok/s  infer-share 0.989
-tp2 pp1 i8/f32 B8 prefill 728 decode 221.3 tok/s  infer-share 0.990 coll 33.1 us/call 1 calls 0.1s
-tp2 pp1 i8/f32 B8 prefill 1024 decode 226.1 tok/s  infer-share 0.988 coll 33.1 us/call 1 calls 0.1s
-"""
+from shardyard.perf.bench_engine import main
+from shardyard.perf.engine_contenders import peers
+from shardyard.perf.engine_limits import measure_limits
+from shardyard.perf.peers.gguf import write_gguf
 
 
 @pytest.mark.e2e
-def test_it_prints_rates_and_the_share_of_the_bandwidth(
+def test_it_prints_rates_beside_the_limits(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["--shape", "tiny", "--batches", "1,3", "--rounds", "1", "--repeats", "1"]) == 0
+    options = ["--shape", "tiny", "--batches", "1,3", "--rounds", "1", "--weights", "int8"]
+    assert main([*options, "--peers", "/bin/false"]) == 0
     out = capfd.readouterr().out
     assert re.search(r"memory bandwidth, two threads reading: \d+\.\d GB/s", out)
-    rows = re.findall(r"^(\d) x (\d)\t(\d)\t([\d.]+)\t", out, re.MULTILINE)
-    assert [row[:3] for row in rows] == [("1", "2", "1"), ("1", "2", "3"), ("2", "1", "1"), ("2", "1", "3")]
-    assert all(float(row[3]) > 10 for row in rows)
-    assert len(re.findall(r"tp=\d, batch 1: [\d.]+ GB/s of weights, \d+% of the bandwidth", out)) == 2
-    assert (tmp_path / "work" / "bench-engine" / "tp2" / "engine" / "rank1.engine").is_file()
+    rows = re.findall(r"^int8\tshardyard (tp=\d × \d[ ()a-z]*)\t(\d)\t([\d.]+)\t.*\t\d+%\t", out, re.MULTILINE)
+    engines = ["tp=1 × 2", "tp=2 × 1", "tp=1 × 2 (plugin)"]
+    assert [row[:2] for row in rows] == [(engine, batch) for engine in engines for batch in "13"]
+    assert all(float(row[2]) > 10 for row in rows)
+    assert len(re.findall(r"^int8\tshardyard tp=.*\t[\d.]+\t\d+\t\d+$", out, re.MULTILINE)) == 3
 
 
-def test_a_missing_prototype_is_an_error(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    options = ["--shape", "tiny", "--batches", "1", "--rounds", "1", "--tp", "1", "--beside", str(tmp_path)]
-    assert main(options) == 4
-    assert "bench_eng.py" in capfd.readouterr().err
+def test_gguf_holds_the_same_numbers(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("--dtype", "bfloat16", "--set", "tie_word_embeddings=true")
+    config = json.loads((checkpoint / "config.json").read_text())
+    source = SafetensorsFile(checkpoint / "model.safetensors")
+    for kind, number in (("q8_0", 8), ("bf16", 30)):
+        write_gguf(checkpoint, tmp_path / kind, kind)
+        content = (tmp_path / kind).read_bytes()
+        magic, version, tensors, _ = struct.unpack_from("<4sIQQ", content)
+        assert (magic, version, tensors) == (b"GGUF", 3, len(source.entries))
+        name = b"blk.0.ffn_up.weight"
+        at = content.index(name) + len(name)
+        dimensions, columns, rows, kept, offset = struct.unpack_from("<IQQIQ", content, at)
+        assert (dimensions, columns, rows) == (2, config["hidden_size"], config["intermediate_size"])
+        assert (kept, offset % 32) == (number, 0)
+        wanted = source.array("model.layers.0.mlp.up_proj.weight").astype(np.float32)
+        # The tensors end the file, each padded to 32 bytes.
+        start = len(content) - sum(_bytes(entry.shape, kind) for entry in source.entries.values())
+        found = _tensor(content[start + offset :], kind, wanted.size).reshape(wanted.shape)
+        assert np.abs(found - wanted).max() <= (0 if kind == "bf16" else np.abs(wanted).max() / 200)
 
 
-def test_a_prototypes_first_run_of_each_batch_is_dropped() -> None:
-    runs = list(parse_beside(SAMPLE))
-    assert [(run.batch, run.prefill, run.decode, run.compute_share) for run in runs] == [
-        (1, 393, 15.6, 0.989),
-        (8, 1024, 226.1, 0.988),
-    ]
+def _bytes(shape: tuple[int, ...], kind: str) -> int:
+    count = math.prod(shape)
+    size = count * 4 if len(shape) == 1 else count * 2 if kind == "bf16" else count // 32 * 34
+    return size + -size % 32
+
+
+def _tensor(data: bytes, kind: str, count: int) -> np.ndarray:
+    if kind == "bf16":
+        return (np.frombuffer(data, np.uint16, count).astype(np.uint32) << 16).view(np.float32)
+    groups = np.frombuffer(data, np.dtype([("scale", np.float16), ("numbers", np.int8, 32)]), count // 32)
+    return groups["numbers"] * groups["scale"].astype(np.float32)[:, None]
+
+
+def test_peers_say_rates_in_one_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    runs = [{"batch": 1, "prefill": 2.0, "decode": 3.0, "compute_share": 1.0}]
+    python.write_text(f"#!/bin/sh\necho '{json.dumps({'runs': runs})}'\n")
+    python.chmod(0o755)
+    monkeypatch.setattr("shardyard.perf.engine_contenders.write_gguf", lambda checkpoint, path, kind: None)
+    found = peers(python, tmp_path, tmp_path, tmp_path, [1], 1)
+    assert [each.name for each in found] == ["OpenVINO GenAI int8", "llama.cpp q8_0", "llama.cpp bf16"]
+    assert [run.decode for each in found for run in each.start().runs] == [3.0] * 3
+    assert peers(Path("/bin/false"), tmp_path, tmp_path, tmp_path, [1], 1) == []
+    python.write_text("#!/bin/sh\ntest $1 = -c || { echo it is broken >&2; exit 3; }\n")
+    with pytest.raises(LaunchError, match=r"genai\.py ended with status 3") as error:
+        peers(python, tmp_path, tmp_path, tmp_path, [1], 1)[0].start()
+    assert "it is broken" in error.value.why
+
+
+def test_registers_are_faster_than_memory() -> None:
+    limits = measure_limits(1)
+    assert limits.peak("float32") == 0
+    assert all(rate > 1e9 for rate in limits.peaks.values())
 
 
 def test_bandwidth_is_a_rate_of_memory() -> None:
