@@ -75,6 +75,22 @@ def test_blocks_of_other_adapters_are_other_blocks() -> None:
         scheduler.remove(one)
 
 
+def test_rejected_drafts_are_not_found_again() -> None:
+    scheduler = Scheduler(BlockAllocator(8, 4), 1, 100, prompt_lookup=True)
+    one = sequence(0, [1, 2, 3, 9, 1, 2], 9)
+    scheduler.add(one)
+    scheduler.next_step()
+    one.append(3)
+    step = scheduler.next_step()
+    assert step is not None
+    assert step.plan.tokens.tolist()[:2] == [3, 9]  # What followed 1, 2, 3 before.
+    one.append(8)
+    scheduler.remove(one)  # As when a stop word ends it.
+    again = sequence(1, [*one.tokens, 5], 1)
+    scheduler.add(again)
+    assert (again.past, again.reused_blocks) == (4, 1)
+
+
 def test_the_least_recently_used_goes_first() -> None:
     allocator = BlockAllocator(3, 32)
     blocks = allocator.take(3)
