@@ -123,6 +123,12 @@ def test_answers_with_and_without_adapters_share_a_batch(executor: Executor, gen
     assert executor.stats().queued == executor.stats().kv_blocks_used == 0
 
 
+def test_the_cache_of_one_adapter_is_not_taken_for_another(executor: Executor, generate: Any, expected: Any) -> None:
+    prompt = tokens(70)
+    for id in (3, 40, None, 3):
+        assert generate(executor, [Request(prompt, 4, lora_id=id)]).tokens == [expected("llama", id).greedy(prompt, 4)]
+
+
 def test_a_place_is_taken_from_the_adapter_that_rests_longest(executor: Executor, generate: Any) -> None:
     orders: list[int] = []
     leader = executor._leader

@@ -124,6 +124,24 @@ def test_a_slow_grammar_does_not_hold_up_the_batch(
     assert last[-1].finished
 
 
+def test_drafts_leave_guided_answers_as_they_are(
+    make_engine: Callable[..., Path], folder: Path, executing: Any, generate: Any, decode: Any
+) -> None:
+    requests = [
+        guided("regex", "(abc, ){4,30}!"),
+        guided("regex", "(x|yz){40}", sampling=SamplingParams(top_k=3, temperature=0.5, seed=2)),
+        guided("json_schema", json.dumps({"type": "array", "items": SCHEMA, "minItems": 4, "maxItems": 4})),
+    ]
+    answers = []
+    for kind in ("none", "prompt_lookup"):
+        with executing(make_engine(engine={"speculative": kind}), tokenizer=folder) as executor:
+            done = generate(executor, requests)
+            assert (executor.stats().accepted_tokens > 0) == (kind == "prompt_lookup")
+        answers.append(done.tokens)
+    assert answers[0] == answers[1]
+    assert re.fullmatch("(x|yz){40}", decode(answers[1][1]))
+
+
 def test_without_a_tokenizer_a_guide_is_refused(make_engine: Callable[..., Path], executing: Any) -> None:
     with executing(make_engine()) as executor, pytest.raises(RequestError, match="guided answers") as caught:
         executor.submit(guided("json", ""), lambda output: None)
