@@ -16,6 +16,7 @@ from shardyard.perf.locust_process import LoadRun, generate_load
 from shardyard.perf.plan import LOAD, STATUS, WORKLOAD, make_plan
 from shardyard.perf.prompts import PromptMaker, load_tokenizer
 from shardyard.perf.provenance import PACKAGES, check_endpoint, collect
+from shardyard.perf.ranks import RankFigures, closed_formulas, read_ranks, since
 from shardyard.perf.report import REPORT, render
 from shardyard.perf.results import RESULTS, Hashes, Results, make_results, measure_all
 from shardyard.perf.workload import Workload, check_fits, make_workload
@@ -61,8 +62,10 @@ def run(pipeline: Pipeline, endpoint: Endpoint, model_repo: Path, out: Path, con
         console.stage("perf", _describe(spec))
         plan = make_plan(spec, endpoint, draft.folder)
         with _progress(console, spec, workload) as advance:
+            before = read_ranks(endpoint)
             load = generate_load(plan, _Advancer(advance, by_time=spec.requests is None))
-        results = _write(pipeline, endpoint, server, model_repo, draft.folder, maker, workload, load)
+            ranks = since(before, read_ranks(endpoint))
+        results = _write(pipeline, endpoint, server, model_repo, draft.folder, maker, workload, load, ranks)
         for name in LEFTOVERS:
             (draft.folder / name).unlink(missing_ok=True)
     for note in results.notes:
@@ -81,6 +84,7 @@ def _write(
     maker: PromptMaker,
     workload: Workload,
     load: LoadRun,
+    ranks: list[RankFigures],
 ) -> Results:
     """Work out the results and write them, with their report, into the draft."""
     measured = measure_all(load.records, maker)
@@ -89,6 +93,8 @@ def _write(
     results = make_results(
         pipeline.name, pipeline.perf, endpoint.host, load.records, measured, load.generator, provenance, hashes
     )
+    formulas = closed_formulas(model_repo.parent / "engine")
+    results = results.model_copy(update={"ranks": ranks, "closed_formulas": formulas})
     text = json.dumps(results.model_dump(mode="json"), indent=1, ensure_ascii=False)
     (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
     (folder / REPORT).write_text(render(results, load.records, measured), encoding="utf-8")

@@ -12,6 +12,8 @@ from markupsafe import Markup
 from shardyard.console import human_bytes
 from shardyard.perf import plots
 from shardyard.perf.metrics import RequestMetrics
+from shardyard.perf.ranks import COLUMNS as RANK_COLUMNS
+from shardyard.perf.ranks import rank_rows
 from shardyard.perf.records import Record
 from shardyard.perf.results import Results
 from shardyard.perf.tables import COLUMNS, TITLES, figure, headline, rows
@@ -55,6 +57,8 @@ def render(results: Results, records: Sequence[Record], measured: Sequence[tuple
         tiles=_tiles(results),
         columns=COLUMNS,
         rows=rows(results),
+        rank_columns=RANK_COLUMNS,
+        rank_rows=rank_rows(results.ranks),
         distributions=[Markup(svg) for svg in _distributions(results, measured)],
         throughput=Markup(plots.throughput(measured, counted)),
         timeline=Markup(plots.timeline(counted)),

@@ -15,6 +15,7 @@ from shardyard.perf.distribution import Distribution, distribution
 from shardyard.perf.metrics import DEFINITIONS, RequestMetrics, Summary, is_valid, measure, summarize
 from shardyard.perf.prompts import PromptMaker
 from shardyard.perf.provenance import Provenance
+from shardyard.perf.ranks import RankFigures
 from shardyard.perf.records import Record
 from shardyard.perf.validity import Note, judge
 from shardyard.spec import PerfSpec
@@ -55,7 +56,10 @@ class Goodput(_Part):
 
 
 class Results(_Part):
-    """One load test. ``metrics`` holds the distributions by name; its keys end in their unit."""
+    """One load test. ``metrics`` holds the distributions by name; its keys end in their unit.
+
+    ``ranks``: where each rank's time went while the load ran; ``closed_formulas``: what ranks must do by their engine.
+    """
 
     schema_version: Literal[1] = SCHEMA
     name: str
@@ -75,6 +79,8 @@ class Results(_Part):
     load_generator: dict[str, Any]
     provenance: Provenance
     definitions: dict[str, str] = DEFINITIONS
+    ranks: list[RankFigures] = []
+    closed_formulas: dict[str, str] = {}
 
 
 def measure_all(records: Sequence[Record], maker: PromptMaker) -> list[tuple[Record, RequestMetrics]]:

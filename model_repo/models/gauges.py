@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
@@ -11,15 +12,19 @@ from shardyard.runtime.stats import Stats
 
 __all__ = ["Gauges"]
 
+#: A gauge: its family, and its own labels with their values.
+_Key = tuple[str, tuple[tuple[str, str], ...]]
+_RANKS = "shardyard_rank_times"
 #: Family → its description and the label that tells its gauges apart.
 _FAMILIES = {
     "nv_trt_llm_request_metrics": ("TRT LLM request metrics", "request_type"),
     "nv_trt_llm_kv_cache_block_metrics": ("TRT LLM KV cache block metrics", "kv_cache_block_type"),
     "nv_trt_llm_general_metrics": ("General TRT LLM metrics", "general_type"),
+    _RANKS: ("Where each rank's time went: seconds, counts and bytes since it started", "kind"),
 }
 
 
-def _figures(stats: Stats) -> dict[tuple[str, str], float]:
+def _figures(stats: Stats) -> dict[_Key, float]:
     total, used = stats.kv_blocks_total, stats.kv_blocks_used
     by_family: dict[str, dict[str, float]] = {
         "nv_trt_llm_request_metrics": {
@@ -43,7 +48,15 @@ def _figures(stats: Stats) -> dict[tuple[str, str], float]:
             "accepted_draft_tokens": stats.accepted_tokens,
         },
     }
-    return {(family, kind): value for family, values in by_family.items() for kind, value in values.items()}
+    figures: dict[_Key, float] = {
+        (family, ((_FAMILIES[family][1], kind),)): value
+        for family, values in by_family.items()
+        for kind, value in values.items()
+    }
+    for rank, times in enumerate(stats.ranks):
+        for kind, value in asdict(times).items():
+            figures[_RANKS, (("kind", kind), ("rank", str(rank)))] = value
+    return figures
 
 
 class Gauges:
@@ -63,8 +76,8 @@ class Gauges:
         )
         self._restart_gauge = self._restarts.Metric(labels=self._labels)
         self._restart_gauge.set(float(os.environ.get("SHARDYARD_RESTARTS", "0")))
-        self._gauges: dict[tuple[str, str], Any] = {}
-        self._values: dict[tuple[str, str], float] = {}
+        self._gauges: dict[_Key, Any] = {}
+        self._values: dict[_Key, float] = {}
 
     def update(self, stats: Stats) -> None:
         """Write the figures."""
@@ -73,8 +86,8 @@ class Gauges:
                 self._gauge(key).set(value)
                 self._values[key] = value
 
-    def _gauge(self, key: tuple[str, str]) -> Any:
+    def _gauge(self, key: _Key) -> Any:
         if key not in self._gauges:
-            family, kind = key
-            self._gauges[key] = self._families[family].Metric(labels={**self._labels, _FAMILIES[family][1]: kind})
+            family, labels = key
+            self._gauges[key] = self._families[family].Metric(labels={**self._labels, **dict(labels)})
         return self._gauges[key]

@@ -41,10 +41,15 @@ def print_summary(
 
 def print_measured(console: Console, folder: Path, results: Results) -> None:
     """Print a load test's headline, its percentiles, and where the report lies."""
+    from shardyard.perf import ranks
     from shardyard.perf.report import REPORT
     from shardyard.perf.tables import COLUMNS, headline, rows
 
     console.table(f"load test {results.name}", COLUMNS, rows(results))
     for name, value in headline(results):
         console.result(f"{name}: {value}")
+    if len(results.ranks) > 1:
+        console.table("shares of each rank's time in steps", ranks.COLUMNS, ranks.rank_rows(results.ranks))
+        for name, formula in results.closed_formulas.items():
+            console.result(f"{name}: {formula}")
     console.result(f"report: {folder / REPORT}")
