@@ -53,7 +53,7 @@ def check_numbers(pipeline: Pipeline, source: SourceCheckpoint, checkpoint: Path
         ParityError: a layer, the logits or the greedy choices miss the bar, or the rank files cannot be run.
     """
     degrees = f"tp={pipeline.parallel.tp} pp={pipeline.parallel.pp}, float32"
-    layers = compare_layers(source, checkpoint, pipeline.parallel)
+    layers = compare_layers(source, checkpoint, pipeline.parallel, console)
     _show_layers(layers, degrees, console)
     _check_layers(layers, source, checkpoint)
     problem = memory_problem(source, pipeline.parallel)

@@ -9,7 +9,9 @@ mean that greedy generation is equal.
 from __future__ import annotations
 
 import json
+import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,16 +22,25 @@ import numpy as np
 import psutil
 
 from shardyard.builder.dtypes import Array
+from shardyard.builder.layout.cutting import make_cutting_plan
 from shardyard.builder.plan import rank_elements
 from shardyard.builder.proof.asked import reference_of
+from shardyard.builder.proof.following import PROGRESS, following
 from shardyard.builder.proof.layer_figures import LayerFigures, PromptParity, compare_logits
 from shardyard.builder.source.checkpoint import SourceCheckpoint
 from shardyard.console import Console, human_bytes
-from shardyard.errors import LaunchError, ParityError
+from shardyard.errors import LaunchError, ParityError, ToolchainError
 from shardyard.mpi import run_world
 from shardyard.spec import ParallelSpec
 
-__all__ = ["LayerParity", "compare_generation", "compare_layers", "make_prompts", "memory_problem"]
+__all__ = [
+    "LayerParity",
+    "compare_generation",
+    "compare_layers",
+    "make_prompts",
+    "memory_problem",
+    "streamed_memory_problem",
+]
 
 #: Lengths in tokens of the prompts that are asked, cut to what the model was trained for; the last is the long one.
 LENGTHS = (1, 7, 33, 320)
@@ -62,22 +73,50 @@ def make_prompts(vocab_size: int, max_positions: int) -> list[list[int]]:
 
 def memory_problem(source: SourceCheckpoint, parallel: ParallelSpec) -> str | None:
     """Return why this machine cannot hold all ranks in float32; None when it can."""
+    return _missing_memory(sum(rank_elements(source, parallel)))
+
+
+def streamed_memory_problem(source: SourceCheckpoint, parallel: ParallelSpec) -> str | None:
+    """Return why this machine cannot hold the largest part of every rank in float32 at a time; None when it can."""
+    largest: dict[int, int] = {}
+    for file, shapes in enumerate(make_cutting_plan(source, parallel, "auto").files):
+        parts: Counter[str] = Counter()
+        for name, shape in shapes.items():
+            parts[".".join(name.split(".")[:3]) if ".layers." in name else name] += math.prod(shape)
+        # The processes take the stages in turn.
+        rank = file % parallel.tp
+        largest[rank] = max(largest.get(rank, 0), *parts.values())
+    return _missing_memory(sum(largest.values()))
+
+
+def _missing_memory(elements: int) -> str | None:
     # Each rank holds its arrays and the copy that the compiler packs for its kernels.
-    needed = 2 * 4 * sum(rank_elements(source, parallel))
-    free = psutil.virtual_memory().available
+    needed, free = 2 * 4 * elements, psutil.virtual_memory().available
     return None if needed < free else f"needs {human_bytes(needed)} in float32, {human_bytes(free)} are available"
 
 
-def compare_layers(source: SourceCheckpoint, checkpoint: Path, parallel: ParallelSpec) -> LayerParity:
+def compare_layers(
+    source: SourceCheckpoint, checkpoint: Path, parallel: ParallelSpec, console: Console | None = None
+) -> LayerParity:
     """Run the rank files and the reference part by part, one part of each in memory at a time.
 
     Raises:
+        ToolchainError: the machine has not the memory for the largest part of every rank.
         ParityError: the rank files cannot be run at all.
     """
+    problem = streamed_memory_problem(source, parallel)
+    if problem:
+        raise ToolchainError(
+            f"the rank files of {checkpoint} cannot be verified on this machine",
+            why=f"their largest layer, embedding or head {problem}",
+            fix="free memory, or run shardyard verify where there is more of it",
+        )
     request = {"prompts": _prompts(source), "parallel": parallel.model_dump()}
-    with _request(request) as folder:
+    parts = source.config.num_hidden_layers + 1
+    with _request(request) as folder, (console or Console(quiet=True)).progress("compare layers", parts) as advance:
         arguments = [checkpoint.absolute(), source.folder.absolute(), folder]
-        _run(parallel.tp, LAYERS, arguments, checkpoint, source)
+        with following(folder / PROGRESS, lambda line: advance(1, line)):
+            _run(parallel.tp, LAYERS, arguments, checkpoint, source)
         found = json.loads((folder / "figures.json").read_text())
     return LayerParity(
         [LayerFigures(**figures) for figures in found["layers"]],

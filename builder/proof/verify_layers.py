@@ -3,7 +3,8 @@
     mpirun -n 4 python -m mpi4py -m shardyard.builder.proof.verify_layers CHECKPOINT SOURCE FOLDER
 
 There are as many processes as tensor-parallel ranks; they take the pipeline stages in turn. FOLDER holds request.json
-(``prompts``, ``parallel``) and receives figures.json: ``layers``, ``prompts``, and the ranks' ``peak_bytes``.
+(``prompts``, ``parallel``) and receives figures.json: ``layers``, ``prompts``, and the ranks' ``peak_bytes``; until
+then a line in ``progress`` for each part that was compared.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.builder.proof.asked import reference_of
+from shardyard.builder.proof.following import PROGRESS, append_line
 from shardyard.builder.proof.layer_figures import compare_logits, measure
 from shardyard.builder.proof.layer_stream import LayerStream
 from shardyard.builder.source.checkpoint import open_source
@@ -42,7 +44,9 @@ def main(checkpoint: Path, source: Path, folder: Path) -> None:
         if reference:
             spans = reference.spans(prompts)
             wanted = reference.embed(prompts) if wanted is None else reference.layer(index - 1, wanted, spans)
-            layers.append(asdict(measure(f"layer {index - 1}" if index else "embedding", hidden, wanted)))
+            measured = measure(f"layer {index - 1}" if index else "embedding", hidden, wanted)
+            layers.append(asdict(measured))
+            append_line(folder / PROGRESS, f"{measured.part}: off by {measured.max_rel:.1e}")
     for logits, (start, stop) in zip(stream.logits(hidden), _spans(prompts), strict=True):
         if reference and logits is not None and wanted is not None:
             answered.append(asdict(compare_logits(stop - start, logits, reference.head(wanted[start:stop]))))

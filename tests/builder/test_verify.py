@@ -19,10 +19,11 @@ from shardyard.builder.families.llama import LLAMA
 from shardyard.builder.layout.cutting import make_cutting_plan
 from shardyard.builder.proof.certificate import certifies, read_certificate
 from shardyard.builder.proof.numbers import check_numbers
+from shardyard.builder.proof.parity import compare_layers
 from shardyard.builder.source.checkpoint import SourceCheckpoint, open_source
 from shardyard.builder.verify import check_bytes, verify
 from shardyard.console import Console
-from shardyard.errors import ArtifactError, ParityError
+from shardyard.errors import ArtifactError, ParityError, ToolchainError
 from shardyard.manifest import read_manifest
 from shardyard.pipeline_file import parse_pipeline
 from shardyard.spec import ParallelSpec, Pipeline
@@ -197,15 +198,42 @@ def test_a_checkpoint_of_other_settings_or_source_is_refused(
         verify(asked, certificate, tmp_path / "another", QUIET)
 
 
+def _allow_memory(monkeypatch: pytest.MonkeyPatch, available: int) -> None:
+    memory = type("Memory", (), {"available": available})
+    monkeypatch.setattr("shardyard.builder.proof.parity.psutil.virtual_memory", lambda: memory)
+
+
+def test_too_little_memory_for_one_layer_is_an_error_before_the_start(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, _, checkpoint = copied
+    _allow_memory(monkeypatch, 100_000)
+    monkeypatch.setattr("shardyard.builder.proof.parity.run_world", None)
+    with pytest.raises(ToolchainError, match="cannot be verified on this machine") as caught:
+        verify(asked, checkpoint, tmp_path / "certificate", QUIET)
+    assert "in float32, 100.00 kB are available" in caught.value.why
+
+
+def test_each_layer_is_a_step_of_the_progress(
+    copied: tuple[Pipeline, SourceCheckpoint, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked, source, checkpoint = copied
+    monkeypatch.setattr("shardyard.console.PLAIN_INTERVAL", 0.0)
+    compare_layers(source, checkpoint, asked.parallel, Console())
+    said = [line for line in capsys.readouterr().out.splitlines() if "compare layers" in line and "off by" in line]
+    assert len(said) == 1 + source.config.num_hidden_layers
+    assert "embedding: off by 0.0e+00" in said[0]
+    assert f"layer {source.config.num_hidden_layers - 1}: off by" in said[-1]
+
+
 def test_too_little_memory_for_all_ranks_still_verifies_every_layer(
     copied: tuple[Pipeline, SourceCheckpoint, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, source, checkpoint = copied
-    memory = type("Memory", (), {"available": 1_000_000})
-    monkeypatch.setattr("shardyard.builder.proof.parity.psutil.virtual_memory", lambda: memory)
+    _allow_memory(monkeypatch, 3_000_000)
     made = verify(asked, checkpoint, tmp_path / "certificate", QUIET)
     numbers = read_certificate(made.folder).numbers
-    assert "1.00 MB are available" in numbers["not_generated"]
+    assert "3.00 MB are available" in numbers["not_generated"]
     assert numbers["generated"] == []
     layers = [f"layer {layer}" for layer in range(source.config.num_hidden_layers)]
     assert [figures["part"] for figures in numbers["layers"]] == ["embedding", *layers]
