@@ -24,7 +24,9 @@ class Engine:
         library.llama_backend_init()
         self._quiet = library.llama_log_callback(lambda *_: None)
         library.llama_log_set(self._quiet, ctypes.c_void_p(0))
-        model = library.llama_model_load_from_file(path.encode(), library.llama_model_default_params())
+        options = library.llama_model_default_params()
+        options.use_extra_bufts = False  # Its tiles of AMX fault with Q8_0 weights, as built from 0.3.36.
+        model = library.llama_model_load_from_file(path.encode(), options)
         settings = library.llama_context_default_params()
         settings.n_ctx, settings.n_seq_max, settings.kv_unified = tokens, sequences, True
         settings.n_batch = settings.n_ubatch = STEP_TOKENS
