@@ -55,6 +55,16 @@ def test_what_gpus_cannot_run_is_refused_early(
         make_request(pipeline, model_of_source(pipeline))
 
 
+def test_experts_have_amperes_layout_on_every_gpu(write_sample: Callable[..., Any], tmp_path: Path) -> None:
+    folder = write_sample(tmp_path / "hf", "gptq", architecture="MixtralForCausalLM").folder
+    for gpu in ("A100-80GB", "H100"):
+        convert(_pipeline(folder, gpu), tmp_path / gpu, QUIET)
+    older, newer = (load_file(tmp_path / gpu / "rank0.safetensors") for gpu in ("A100-80GB", "H100"))
+    # Packed numbers as 16-bit floats may be NaN: only their bytes can be compared.
+    differing = {name.split(".", 3)[-1] for name in older if older[name].tobytes() != newer[name].tobytes()}
+    assert differing == {"attention.qkv.weight", "attention.dense.weight"}
+
+
 def test_experts_in_int8_groups_are_refused(write_sample: Callable[..., Any], tmp_path: Path) -> None:
     folder = write_sample(tmp_path / "hf", "gptq_int8", architecture="MixtralForCausalLM").folder
     with pytest.raises(PipelineError, match="experts of W8A16_GPTQ cannot run on GPUs"):
