@@ -16,7 +16,7 @@ from shardyard.runtime.sequence import Sequence
 
 @pytest.mark.parametrize(("batch", "most_us"), [(1, 200), (64, 2000)])
 def test_a_step_is_planned_in_no_time(batch: int, most_us: float) -> None:
-    """A step of a half-billion-parameter network takes 13 ms at batch 1, over 100 ms at 64: 2 % and 5 % are 260, 5000."""
+    """A step of a half-billion-parameter network takes 13 ms at batch 1, 100 ms at 64: 2 % and 5 % are 260, 5000."""
     scheduler = Scheduler(BlockAllocator(64 * 64, 32), 64, 2048, prompt_lookup=True)
     for id in range(batch):
         prompt: Any = np.random.default_rng(id).integers(0, 5000, 20).tolist()
