@@ -8,12 +8,13 @@ from pathlib import Path
 
 from shardyard.builder.dtypes import BY_NAME
 from shardyard.builder.layout.cutting import CuttingPlan, count_bytes
-from shardyard.builder.sharder.following_digest import CHUNK_BYTES
+from shardyard.builder.sharder.piece_file import PARTS
 from shardyard.builder.sharder.rank_files import default_workers
 from shardyard.builder.sharder.safetensors_writer import COPY_BYTES
 from shardyard.builder.sharder.source_run import BLOCK_BYTES
 from shardyard.builder.source.checkpoint import SourceCheckpoint
 from shardyard.console import human_bytes
+from shardyard.content_hash import PIECE_BYTES
 from shardyard.errors import ArtifactError
 
 __all__ = ["Estimate", "estimate", "free_bytes"]
@@ -68,8 +69,8 @@ class Estimate:
 def estimate(source: SourceCheckpoint, plan: CuttingPlan, out: Path) -> Estimate:
     """Estimate the conversion of ``source`` by ``plan`` into ``out``.
 
-    Each reader has a block, its cast, what it copies of that at a time, and two chunks that are read back to be hashed;
-    tensors that are transposed are held whole, one at a time, with their cast.
+    Each reader has a block, its cast, what it copies of that at a time, and pieces that are not whole yet; tensors that
+    are transposed are held whole, one at a time, with their cast.
     """
     wanted = {name: source.entries[name] for name in plan.pieces}
     largest = max(wanted.values(), key=lambda entry: entry.nbytes)
@@ -79,7 +80,7 @@ def estimate(source: SourceCheckpoint, plan: CuttingPlan, out: Path) -> Estimate
         (wanted[name].nbytes for name, pieces in plan.pieces.items() if any(piece.transposed for piece in pieces)),
         default=0,
     )
-    blocks = default_workers() * int(BLOCK_BYTES * (1 + casts) + COPY_BYTES + 2 * CHUNK_BYTES)
+    blocks = default_workers() * int(BLOCK_BYTES * (1 + casts) + COPY_BYTES + PARTS * PIECE_BYTES)
     return Estimate(
         read=sum(entry.nbytes for entry in wanted.values()),
         written=sum(sum(count_bytes(shapes, plan.dtype, plan.dtypes).values()) for shapes in plan.files),

@@ -11,7 +11,7 @@ from shardyard.builder.dtypes import BY_NAME, Array, cast
 from shardyard.builder.layout.cutting import CuttingPlan, Piece
 from shardyard.errors import CheckpointError
 
-__all__ = ["RowWriter", "piece_bytes", "write_block"]
+__all__ = ["RowWriter", "write_block"]
 
 
 class RowWriter(Protocol):
@@ -39,12 +39,6 @@ def write_block(
                 writers[piece.file].write(piece.target, piece.row, cut.T)
             else:
                 writers[piece.file].write(piece.target, piece.row + start - piece.start, cut)
-
-
-def piece_bytes(piece: Piece, shape: tuple[int, ...], plan: CuttingPlan) -> int:
-    """Return the bytes that a piece of a source tensor of ``shape`` becomes in its rank file."""
-    width = int(np.prod(shape[1:])) if piece.columns is None else piece.columns.stop - piece.columns.start
-    return (piece.stop - piece.start) * width * BY_NAME[plan.dtype_of(piece.target)].itemsize
 
 
 class _CastBlock:

@@ -1,9 +1,9 @@
 """Carries out a cutting plan: reads the source once and writes all rank files, on as many threads as there are cores.
 
 Each thread reads a stretch of the source in blocks. A block is cast, cut for all ranks and written where it belongs,
-while another thread hashes it; rows whose type stays the same go from the read buffer to the rank file uncopied. The
-rank files are hashed while they grow. One block and one cut of it are in memory per thread, whatever the size of the
-model and the number of ranks; only a tensor that is transposed is read whole, one at a time.
+while another thread hashes it; rows whose type stays the same go from the read buffer to the rank file uncopied. What
+is written is hashed on its way. One block and one cut of it are in memory per thread, and a piece per rank, whatever
+the size of the model; only a tensor that is transposed is read whole, one at a time.
 
 Where a byte is written follows from the plan alone, so that the files do not depend on threads or source files.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ import numpy as np
 
 from shardyard.builder.dtypes import BY_NAME, STORED, Array
 from shardyard.builder.layout.cutting import CuttingPlan
-from shardyard.builder.sharder.cut_block import RowWriter, piece_bytes, write_block
-from shardyard.builder.sharder.following_digest import FollowingDigest
+from shardyard.builder.sharder.cut_block import RowWriter, write_block
+from shardyard.builder.sharder.piece_file import PARTS
 from shardyard.builder.sharder.safetensors_writer import SafetensorsWriter
 from shardyard.builder.sharder.source_run import BLOCK_BYTES, SourceRun, split_runs
 from shardyard.builder.source.checkpoint import SourceCheckpoint
@@ -85,49 +85,31 @@ def write_rank_files(
     """
     workers = (workers or default_workers()) if around is keep else 1
     runs = _runs(source, plan, known or {}, workers)
+    parts = max(1, PARTS * workers // len(plan.files))
     with ExitStack() as stack:
         pool = ThreadPoolExecutor(workers, "hash")
-        followers = ThreadPoolExecutor(2 * workers, "hash")
         files = [
-            _HashedFile(
-                stack.enter_context(
-                    SafetensorsWriter(out / rank_file(number), shapes, BY_NAME[plan.dtype], _dtypes(plan))
-                ),
-                due,
-                followers,
+            stack.enter_context(
+                SafetensorsWriter(out / rank_file(number), shapes, BY_NAME[plan.dtype], _dtypes(plan), parts)
             )
-            for number, (shapes, due) in enumerate(zip(plan.files, _due(source, plan), strict=True))
+            for number, shapes in enumerate(plan.files)
         ]
-        # Left before the files are closed: what still hashes them ends first.
         stack.enter_context(pool)
-        stack.enter_context(followers)
         total = sum(run.nbytes for run in runs) + sum(made.source_bytes for made in plan.made)
         advance: Advance = stack.enter_context(console.progress(STAGE, total, "B"))
         _read_all(runs, source, plan, files, advance, pool, workers, around)
-        digests = {file.writer.path: file.digest.result() for file in files}
+        digests = {file.path: file.digest() for file in files}
     return WrittenFiles(
         {run.file.path.name: run.file.identity.stamp(run.digest) for run in runs if run.hashed},
         {path.name: _stamp(path, digest) for path, digest in digests.items()},
     )
 
 
-class _HashedFile:
-    """A rank file being written, and its digest behind it."""
-
-    def __init__(self, writer: SafetensorsWriter, due: Mapping[str, int], pool: Executor) -> None:
-        self.writer = writer
-        self.digest = FollowingDigest(writer.fileno(), writer.ends, due, pool)
-
-    def write(self, name: str, row: int, block: Array) -> None:
-        self.writer.write(name, row, block)
-        self.digest.wrote(name, block.nbytes)
-
-
 def _read_all(
     runs: list[SourceRun],
     source: SourceCheckpoint,
     plan: CuttingPlan,
-    files: list[_HashedFile],
+    files: Sequence[RowWriter],
     advance: Advance,
     pool: Executor,
     workers: int,
@@ -135,10 +117,9 @@ def _read_all(
 ) -> None:
     """Read all runs, ``workers`` at a time, then what the source only stands for; the first error stops the others."""
     stopped, told = threading.Event(), threading.Lock()
-    writers: list[RowWriter] = list(files)
 
     def use(entry: TensorEntry, first: int, block: Array) -> None:
-        write_block(block, entry.name, first, plan.pieces[entry.name], plan, writers)
+        write_block(block, entry.name, first, plan.pieces[entry.name], plan, files)
         with told:
             advance(block.nbytes, entry.name)
 
@@ -163,7 +144,7 @@ def _read_all(
                 use(entry, first, block)
     for made in plan.made:
         for number, name, array in made.make():
-            writers[number].write(name, 0, array)
+            files[number].write(name, 0, array)
         advance(made.source_bytes, made.what)
 
 
@@ -181,19 +162,6 @@ def _runs(source: SourceCheckpoint, plan: CuttingPlan, known: Mapping[str, FileS
 def _is_stored(entry: TensorEntry) -> bool:
     """Whether the file holds the tensor itself, rather than something that it is worked out from."""
     return type(entry) is TensorEntry
-
-
-def _due(source: SourceCheckpoint, plan: CuttingPlan) -> list[dict[str, int]]:
-    """Return for each rank file how many bytes of each tensor come from the source; the rest stays zero."""
-    due: list[dict[str, int]] = [{} for _ in plan.files]
-    for name, pieces in plan.pieces.items():
-        for piece in pieces:
-            size = piece_bytes(piece, source.entries[name].shape, plan)
-            due[piece.file][piece.target] = due[piece.file].get(piece.target, 0) + size
-    for made in plan.made:
-        for number, tensors in made.files.items():
-            due[number] |= {name: info.elements * STORED[info.dtype].itemsize for name, info in tensors.items()}
-    return due
 
 
 def _dtypes(plan: CuttingPlan) -> dict[str, np.dtype[Any]]:

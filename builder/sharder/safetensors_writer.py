@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 
 from shardyard.builder.dtypes import Array, code_of
+from shardyard.builder.sharder.piece_file import PARTS, PieceFile
 
 __all__ = ["SafetensorsWriter"]
 
 
 #: Bytes that are copied at a time where a cut is not contiguous: they stay in a core's cache until they are written.
-COPY_BYTES = 1 << 20
+COPY_BYTES = 1 << 18
 
 
 class SafetensorsWriter:
     """One file being written, by any number of threads.
 
-    All its bytes are zero, and reserved on the disk, until ``write`` sets them.
+    All its bytes are zero, and reserved on the disk, until ``write`` sets them; ``digest`` completes it.
     """
 
     def __init__(
@@ -35,10 +36,11 @@ class SafetensorsWriter:
         shapes: Mapping[str, tuple[int, ...]],
         dtype: np.dtype[Any],
         dtypes: Mapping[str, np.dtype[Any]] | None = None,
+        parts: int = PARTS,
     ) -> None:
         """Write the header for tensors of ``shapes``, and reserve the file's whole size.
 
-        All tensors are of type ``dtype`` but those that ``dtypes`` names.
+        All tensors are of type ``dtype`` but those that ``dtypes`` names. ``parts``: see PieceFile.
 
         Raises:
             OSError: the disk is full or the folder cannot be written.
@@ -56,19 +58,14 @@ class SafetensorsWriter:
         # A row is one of the last axis: a tensor of three axes has the rows of all its matrices.
         self._row = {name: math.prod(shape[1:][-1:]) * types[name].itemsize for name, shape in shapes.items()}
         self._start = {name: base + entry["data_offsets"][0] for name, entry in header.items()}
-        #: Each tensor's name and the byte after its last, in the file's order.
-        self.ends = [(name, base + entry["data_offsets"][1]) for name, entry in header.items()]
         self._file = path.open("w+b", buffering=0)
         try:
-            self._file.write(struct.pack("<Q", len(text)) + text)
             _reserve(self._file.fileno(), base + end)
+            self._pieces = PieceFile(self._file.fileno(), base + end, parts)
+            self._pieces.write(memoryview(struct.pack("<Q", len(text)) + text), 0)
         except OSError:
             self._file.close()
             raise
-
-    def fileno(self) -> int:
-        """Return the file's descriptor, open for reading and writing."""
-        return self._file.fileno()
 
     def write(self, name: str, row: int, block: Array) -> None:
         """Write rows ``row …`` of a tensor; ``block`` has the tensor's element size and row shape.
@@ -78,10 +75,16 @@ class SafetensorsWriter:
         """
         position = self._start[name] + row * self._row[name]
         for part in _contiguous(block):
-            data = part.reshape(-1).view(np.uint8).data
-            while data:
-                count = os.pwrite(self._file.fileno(), data, position)
-                data, position = data[count:], position + count
+            self._pieces.write(part.reshape(-1).view(np.uint8).data, position)
+            position += part.nbytes
+
+    def digest(self) -> str:
+        """Write what is left, once all tensors are there, and return the digest of the whole file.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        return self._pieces.digest()
 
     def close(self) -> None:
         """Close the file."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from shardyard.builder.dtypes import Array
+from shardyard.builder.sharder.uncached import read_uncached
 from shardyard.builder.source.safetensors_file import SafetensorsFile, TensorEntry
 from shardyard.content_hash import ContentHash
 from shardyard.errors import CheckpointError
@@ -21,8 +22,6 @@ __all__ = ["BLOCK_BYTES", "SourceRun", "UseBlock", "split_runs"]
 
 #: Bytes of the source that are read at a time.
 BLOCK_BYTES = 8 << 20
-#: Bytes that the disk is asked for ahead of the reading.
-AHEAD_BYTES = 4 * BLOCK_BYTES
 #: A stretch below this is not worth a thread of its own.
 LEAST_BYTES = 64 << 20
 #: A block below this is hashed at once: handing it to another thread would take longer.
@@ -106,8 +105,6 @@ class SourceRun:
         count = len(buffer) // row
         for first in range(0, rows, count):
             at, size = start + first * row, min(count, rows - first) * row
-            # The disk reads on while this block is cut, written and hashed.
-            os.posix_fadvise(descriptor, at + size, AHEAD_BYTES, os.POSIX_FADV_WILLNEED)
             _read_fully(descriptor, buffer[:size], at, self.file.path)
             yield first, buffer[:size]
 
@@ -149,7 +146,7 @@ def _read_fully(descriptor: int, target: Array, position: int, path: Path) -> No
     view = target.data
     while view:
         try:
-            count = os.preadv(descriptor, [view], position)
+            count = read_uncached(descriptor, view, position)
         except OSError as error:
             raise CheckpointError(
                 f"{path} cannot be read", why=error.strerror or str(error), fix="restore the file"

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blake3 import blake3
 
+from shardyard import content_hash
 from shardyard.builder.convert import convert
 from shardyard.builder.layout.cutting import make_cutting_plan
-from shardyard.builder.sharder import following_digest, rank_files, safetensors_writer, source_run
+from shardyard.builder.sharder import piece_file, rank_files, safetensors_writer, source_run
 from shardyard.builder.sharder.rank_files import WrittenFiles, write_rank_files
 from shardyard.builder.source.checkpoint import open_source
 from shardyard.console import Console
+from shardyard.content_hash import hash_file
 from shardyard.errors import ArtifactError, CheckpointError
 from shardyard.manifest import MANIFEST
 from shardyard.perf.synthetic_checkpoint import SHAPES, write_synthetic
@@ -35,7 +36,7 @@ def pipeline(checkpoint: Path, tp: int = 1) -> Pipeline:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    return {path.name: f"blake3:{blake3(path.read_bytes()).hexdigest()}" for path in folder.iterdir() if path.is_file()}
+    return {path.name: hash_file(path) for path in folder.iterdir() if path.is_file()}
 
 
 @pytest.fixture
@@ -44,7 +45,8 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_run, "BLOCK_BYTES", 3000)
     monkeypatch.setattr(source_run, "LEAST_BYTES", 20_000)
     monkeypatch.setattr(source_run, "_SMALL", 500)
-    monkeypatch.setattr(following_digest, "CHUNK_BYTES", 1000)
+    monkeypatch.setattr(piece_file, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(content_hash, "PIECE_BYTES", 1000)
     monkeypatch.setattr(safetensors_writer, "COPY_BYTES", 700)
 
 
@@ -136,7 +138,7 @@ def test_a_source_that_changes_is_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
-@pytest.mark.parametrize("call", ["pwrite", "preadv", "posix_fallocate", "fsync"])
+@pytest.mark.parametrize("call", ["pwritev", "preadv", "posix_fallocate", "fsync"])
 def test_a_disk_that_fills_up_leaves_the_old_artifact(
     write_checkpoint: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -164,8 +166,10 @@ def test_a_disk_that_fills_up_leaves_the_old_artifact(
 LIMITED = """
 import resource, sys
 from pathlib import Path
+from shardyard import content_hash
 from shardyard.builder.convert import convert
 from shardyard.console import Console
+from shardyard.content_hash import hash_file
 from shardyard.errors import ArtifactError
 from shardyard.perf.synthetic_checkpoint import SHAPES, write_synthetic
 from shardyard.pipeline_file import parse_pipeline

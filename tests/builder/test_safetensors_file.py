@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from shardyard.builder.sharder.safetensors_writer import SafetensorsWriter
 from shardyard.builder.source.safetensors_file import SafetensorsFile
+from shardyard.content_hash import hash_file
 from shardyard.errors import CheckpointError
 
 
@@ -120,6 +121,7 @@ def test_the_writer_takes_rows_in_any_order_and_leaves_zeros(tmp_path: Path) -> 
         writer.write("v", 2, rows[0])
         writer.write("m", 3, rows[2:])
         writer.write("m", 1, rows[:2])
+        assert writer.digest() == hash_file(path)
     read = load_file(path)
     np.testing.assert_array_equal(read["m"], np.pad(rows, ((1, 1), (0, 0))))
     np.testing.assert_array_equal(read["v"], np.pad(rows[0], (2, 0)))
