@@ -9,6 +9,7 @@ from shardyard.model_repo.models.acknowledge import Board
 from shardyard.model_repo.models.answer import Answer
 from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.text_state import Follower
+from shardyard.model_repo.models.timings import Course
 
 __all__ = ["EngineStream"]
 
@@ -31,6 +32,7 @@ class EngineStream:
     hurry: bool = False
     silent: int = 0
     sent_at: float = field(default=0.0)
+    course: Course = field(default_factory=Course)
 
     def may_send(self) -> bool:
         """Tell whether the chunk before has been seen, or need not be."""

@@ -14,6 +14,7 @@ from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.engine_request import engine_request, stop_watcher
 from shardyard.model_repo.models.engine_stream import EngineStream
 from shardyard.model_repo.models.generation import Generation
+from shardyard.model_repo.models.timings import Timings
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output
@@ -36,6 +37,7 @@ class EngineStreams:
         self._executor = executor
         self._fence = fence
         self._board = Board()
+        self.timings = Timings()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._streams: set[EngineStream] = set()
@@ -100,6 +102,7 @@ class EngineStreams:
 
     def _put(self, stream: EngineStream, output: Output) -> None:
         """Take an output on the engine's thread. After an error the process may end: wait until it is out."""
+        self.timings.take(stream.course, output)
         sent = threading.Event() if output.finish_reason == "error" else None
         self._outputs.put((stream, output, sent))
         if sent:

@@ -22,6 +22,7 @@ from shardyard.model_repo.models.engine_streams import EngineStreams
 from shardyard.model_repo.models.gauges import Gauges
 from shardyard.model_repo.models.generation import Defaults, Limits, parse_generation
 from shardyard.model_repo.models.prompts import check_parameters
+from shardyard.model_repo.models.published_timings import PublishedTimings
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.triton_io import Settings, read_tensors
 from shardyard.runtime.executor import Executor
@@ -58,6 +59,7 @@ class TritonPythonModel:
         self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000
         Heartbeat(0, settings.name, working_s=lambda: self._executor.working_s, drain=self._drain)
         self._gauges = Gauges(settings.name, settings.version)
+        self._timings = PublishedTimings(self._streams.timings, settings.name, settings.version)
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._watch_clients, name="shardyard-watch", daemon=True)
         self._watch.start()
@@ -118,6 +120,7 @@ class TritonPythonModel:
             if time.monotonic() - shown > 0.5:
                 shown = time.monotonic()
                 self._gauges.update(self._executor.stats())
+                self._timings.update()
 
 
 def _fence() -> bool:
