@@ -1,10 +1,12 @@
 """Benchmarks convert against the disk: ``python -m shardyard.perf.bench_convert`` (``make bench-convert``).
 
-Checkpoints with the tensors of Llama 3.1 8B (random bytes) and 70B (sparse files: the source takes no room) are
-converted at several tp, in turns with a plain ``cp`` of the source to the same disk (A B A B), all from a cold page
-cache. Each converts in a process of its own, whose peak resident memory is the kernel's own figure (VmHWM). The time of
-convert is that of the whole stage: hashing of source and rank files, and their way onto the disk (fsync), included;
-``cp`` does neither, so a second column compares with ``cp`` followed by ``sync``.
+Checkpoints with the tensors of Llama 3.1 8B and 70B (random bytes), and of 70B as sparse files (the source takes no
+room), are converted at several tp, in turns with a plain ``cp`` of the source to the same disk (A B A B), all from a
+cold page cache. Each converts in a process of its own, whose peak resident memory is the kernel's own figure (VmHWM).
+The time of convert is that of the whole stage: hashing of source and rank files, and their way onto the disk (fsync),
+included. ``cp`` does neither, and what it wrote may still be in memory when it ends; so a second column compares with
+``cp`` followed by ``sync``, which is what the disk allows. Of sparse files convert hashes every byte and leaves pieces
+that are all zero as holes; that row shows the work of the cores, not of the disk.
 
 The embedding is cut too, so that the rank files together hold as many bytes as the source, and the copy, at every tp.
 A model has as many layers as fit into a part of the free disk; ``--layers N`` and ``--full`` say otherwise. Memory does
@@ -36,6 +38,8 @@ __all__ = ["main"]
 _SHARE = 0.1
 #: The largest default size in bytes, so that a run stays within minutes.
 _MOST = 6_000_000_000
+#: Name → shape, and whether its files are sparse.
+CASES = {"8b": ("8b", False), "70b": ("70b", False), "70b-sparse": ("70b", True)}
 _CHILD = """
 import json, sys, time
 from pathlib import Path
@@ -78,8 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     console = Console()
     try:
-        for shape in args.shape:
-            _bench(shape, args, console)
+        for case in args.case:
+            _bench(case, args, console)
         console.table(*copy_costs())
     except ShardyardError as error:
         console.error(str(error))
@@ -92,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench_convert", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("work/bench-convert"), help="on the disk to be measured")
-    parser.add_argument("--shape", nargs="*", choices=SHAPES, default=["8b", "70b"], help="models (8b 70b)")
+    parser.add_argument("--case", nargs="*", choices=CASES, default=list(CASES), help="models (all)")
     parser.add_argument("--tp", type=int, nargs="*", default=[1, 2, 8], help="degrees (1 2 8)")
     parser.add_argument("--layers", type=int, help="layers of each model; default: what fits")
     parser.add_argument("--full", action="store_true", help="all layers: three times the model must fit on the disk")
@@ -100,12 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _bench(shape: str, args: argparse.Namespace, console: Console) -> None:
+def _bench(case: str, args: argparse.Namespace, console: Console) -> None:
+    shape, sparse = CASES[case]
     args.work.mkdir(parents=True, exist_ok=True)
     raw = SHAPES[shape] | {"num_hidden_layers": _layers(shape, args)}
     size, largest = checkpoint_bytes(raw)
     _check_disk(3 * size, args.work)
-    source, sparse = args.work / shape, shape != "8b"
+    source = args.work / case
     write_synthetic(source, raw, sparse=sparse)
     os.sync()
     lanes: dict[str | int, Lane] = {name: Lane() for name in ("cp", "cp and sync", *args.tp)}
@@ -114,7 +119,7 @@ def _bench(shape: str, args: argparse.Namespace, console: Console) -> None:
         for tp in args.tp:
             _convert(source, args.work / "out", tp, lanes[tp])
     shutil.rmtree(source)
-    kind = "sparse" if sparse else "random bytes"
+    kind = "sparse files" if sparse else "random bytes"
     console.table(
         f"{shape}, {raw['num_hidden_layers']} of {SHAPES[shape]['num_hidden_layers']} layers, {human_bytes(size)}, "
         f"{kind}; largest tensor {human_bytes(largest)}; medians of {args.rounds}, page cache cold",

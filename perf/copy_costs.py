@@ -10,6 +10,7 @@ import numpy as np
 
 from shardyard.builder.dtypes import BY_NAME, cast
 from shardyard.builder.sharder.source_run import BLOCK_BYTES
+from shardyard.content_hash import hash_piece
 
 __all__ = ["copy_costs"]
 
@@ -31,7 +32,8 @@ def copy_costs() -> tuple[str, tuple[str, ...], list[tuple[object, ...]]]:
         "transposing (Conv1D)": lambda: np.ascontiguousarray(bits.T),
         "bfloat16 to float32": lambda: cast(block, BY_NAME["float32"]),
         "bfloat16 to float16": lambda: cast(block, BY_NAME["float16"]),
-        "SHA-256, for the source and again for the rank files": lambda: hashlib.sha256(bits.data).digest(),
+        "BLAKE3, for the source and again for the rank files": lambda: hash_piece(bits.view(np.uint8).reshape(-1).data),
+        "SHA-256, for files that a hub lists": lambda: hashlib.sha256(bits.data).digest(),
     }
     table = [(name, f"{_seconds(function) / block.nbytes * 1e9:.3f}") for name, function in work.items()]
     return "cost of the work on one core", ("work", "seconds per GB of source"), list(table)

@@ -81,6 +81,19 @@ def compare_bytes(
     expected = list(expected_tensors(plan.source.config, parallel))
     _find_surplus(files, expected, plan.source.config, report)
     _find_lost(expected, plan.source, report)
+    _compare_tensors(expected, files, plan.source, dtype, report, console, full)
+    return report
+
+
+def _compare_tensors(
+    expected: list[Expected],
+    files: list[RankFile | None],
+    source: SourceCheckpoint,
+    dtype: str,
+    report: ByteReport,
+    console: Console,
+    full: bool,
+) -> None:
     total = sum(entry.nbytes for file in files if file for entry in file.entries.values())
     with console.progress("compare bytes", total, "B") as advance:
         for tensor in expected:
@@ -89,9 +102,8 @@ def compare_bytes(
                 # What is quantised is compared as what it stands for, in float32.
                 kept = file.quantized(tensor.target)
                 target_type = BY_NAME["float32" if kept else tensor.rule.dtype or dtype]
-                _compare_tensor(plan.source, file, tensor, target_type, report, full)
+                _compare_tensor(source, file, tensor, target_type, report, full)
                 advance(file.entries[tensor.target].nbytes if tensor.target in file.entries else 0, tensor.target)
-    return report
 
 
 def _find_surplus(files: list[RankFile | None], expected: list[Expected], config: HfConfig, report: ByteReport) -> None:

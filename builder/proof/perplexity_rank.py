@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shardyard.builder.targets.cpu import rank_arrays
-from shardyard.runtime.attention import BLOCK_TOKENS
-from shardyard.runtime.rank import RankModel, RankSettings
-from shardyard.runtime.world import World
+from shardyard.builder.proof.exact_rank import exact_rank
+from shardyard.runtime.rank import RankModel
 
 __all__ = ["main"]
 
@@ -29,14 +27,10 @@ __all__ = ["main"]
 def main(checkpoint: Path, folder: Path) -> None:
     """Run the windows in ``folder`` with the rank files in ``checkpoint``. Every rank of the world runs this."""
     request = json.loads((folder / "request.json").read_text())
-    mapping = json.loads((checkpoint / "config.json").read_text())["mapping"]
-    world = World(mapping["tp_size"], mapping["pp_size"])
-    spec, arrays = rank_arrays(checkpoint, world.rank, weights=request["weights"])
     longest = max(len(window["tokens"]) for window in request["windows"])
-    threads = max(1, (os.cpu_count() or 1) // world.size)
-    model = RankModel(spec, arrays, world, RankSettings.exact(-(-longest // BLOCK_TOKENS), threads))
+    model = exact_rank(checkpoint, request["weights"], longest)
     losses = [_loss(model, window) for window in request["windows"]]
-    if world.rank == world.results_from[0]:
+    if model.world.rank == model.world.results_from[0]:
         (folder / "losses.json").write_text(json.dumps(losses))
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from shardyard.builder.dtypes import Array
-from shardyard.builder.targets.cpu import rank_arrays
+from shardyard.builder.proof.exact_rank import exact_rank
 from shardyard.runtime.attention import BLOCK_TOKENS
-from shardyard.runtime.rank import RankModel, RankSettings
+from shardyard.runtime.rank import RankModel
 from shardyard.runtime.step_plan import StepPlan, single_prompt
 from shardyard.runtime.world import World
 
@@ -28,12 +28,9 @@ __all__ = ["main"]
 def main(checkpoint: Path, folder: Path) -> None:
     """Answer the requests in ``folder`` with the rank files in ``checkpoint``. Every rank of the world runs this."""
     request = json.loads((folder / "request.json").read_text())
-    mapping = json.loads((checkpoint / "config.json").read_text())["mapping"]
-    world = World(mapping["tp_size"], mapping["pp_size"])
-    spec, arrays = rank_arrays(checkpoint, world.rank, weights="float32")
     longest = max(map(len, request["prompts"])) + request["new_tokens"]
-    threads = max(1, (os.cpu_count() or 1) // world.size)
-    model = RankModel(spec, arrays, world, RankSettings.exact(-(-longest // BLOCK_TOKENS), threads))
+    model = exact_rank(checkpoint, "float32", longest)
+    world = model.world
     answered = []
     for index, prompt in enumerate(request["prompts"]):
         tokens, logits = _answer(model, prompt, request["new_tokens"])

@@ -37,7 +37,15 @@ def test_it_prints_bytes_shares_and_memory(
     work = tmp_path / "bench"
     assert bench_convert.main(["--work", str(work), "--tp", "1", "2", "--rounds", "1"]) == 0
     shown = capsys.readouterr().out
-    for wanted in ("8b, 4 of 4 layers", "70b, 4 of 4 layers", "cp and sync\t", "tp=2\t", "peak memory", "SHA-256"):
+    for wanted in (
+        "8b, 4 of 4 layers",
+        "70b, 4 of 4 layers",
+        "cp and sync\t",
+        "tp=2\t",
+        "peak memory",
+        "BLAKE3",
+        "sparse files",
+    ):
         assert wanted in shown
     assert not work.exists()
 
