@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 
@@ -145,27 +146,42 @@ class Leader:
     def _extend(self, sequence: Sequence, result: StepResult, row: int, logits: Floats | None) -> None:
         """Choose the sequence's next token. What goes wrong here ends this request and no other."""
         try:
-            log_probs = None
+            log_probs = chosen_from = None
             if logits is None:
                 token = int(result.best[row])
                 if not np.isfinite(result.best_logits[row]):
                     raise ValueError("the logits are not finite")
             else:
-                sampling = sequence.request.sampling
+                request = sequence.request
                 allowed = sequence.guide.allowed(len(logits)) if sequence.guide else None
-                token = choose(logits, sampling, sequence.tokens, sequence.generated, sequence.barred, allowed)
-                if sequence.request.want_log_probs:
-                    log_probs = [log_probability(logits, token)]
-            self._emit(sequence, token, sequence.append(token), log_probs)
+                token = choose(
+                    logits,
+                    sequence.sampling,
+                    sequence.tokens,
+                    sequence.generated,
+                    sequence.barred,
+                    allowed,
+                    request.embedding_bias,
+                )
+                log_probs = [log_probability(logits, token)] if request.want_log_probs else None
+                chosen_from = logits[None].copy() if request.want_generation_logits else None
+            self._emit(sequence, token, sequence.append(token), log_probs, chosen_from)
         except Exception as error:
             self._finish(sequence, Output(sequence.id, [], True, "error", f"{type(error).__name__}: {error}"))
 
-    def _emit(self, sequence: Sequence, token: int, reason: FinishReason | None, log_probs: list[float] | None) -> None:
+    def _emit(
+        self,
+        sequence: Sequence,
+        token: int,
+        reason: FinishReason | None,
+        log_probs: list[float] | None,
+        logits: Floats | None,
+    ) -> None:
         if reason == "end_id":
             self._finish(sequence, Output(sequence.id, [], True, reason, log_probs=[] if log_probs else None))
             return
         self.generated_tokens += 1
-        output = Output(sequence.id, [token], reason is not None, reason, log_probs=log_probs)
+        output = Output(sequence.id, [token], reason is not None, reason, log_probs=log_probs, generation_logits=logits)
         if reason:
             self._finish(sequence, output)
         else:
@@ -178,6 +194,6 @@ class Leader:
             self.scheduler.remove(sequence)
         self.prompt_tokens += len(sequence.request.prompt)
         try:
-            sequence.on_output(output)
+            sequence.on_output(replace(output, figures=sequence.figures))
         except Exception:  # The owner is gone; there is nobody to tell.
             return

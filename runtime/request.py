@@ -61,7 +61,8 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken."""
-        return self.temperature == 0 or self.top_k == 1 or (self.top_k == 0 and self.top_p == 0)
+        unlimited = self.top_k == 0 and self.top_p == 0 and self.min_p == 0
+        return self.temperature == 0 or self.top_k == 1 or unlimited
 
     @property
     def penalized(self) -> bool:
@@ -172,7 +173,12 @@ def check_request(request: Request, limits: Limits) -> None:
     _check_lengths(request, limits)
     _check_possible(request)
     _check_priority(request.priority)
-    for name, ids in (("prompt", request.prompt), *(("stop_words", word) for word in request.stop_words)):
+    _check_bias(request.embedding_bias, limits.vocab)
+    words = [
+        *(("stop_words", word) for word in request.stop_words),
+        *(("bad_words", word) for word in request.bad_words),
+    ]
+    for name, ids in (("prompt", request.prompt), *words):
         if len(ids) and not (min(ids) >= 0 and max(ids) < limits.vocab):
             wrong = next(token for token in ids if not 0 <= token < limits.vocab)
             raise RequestError(f"{name} holds token {wrong}", why=f"the vocabulary is 0 to {limits.vocab - 1}")
@@ -184,14 +190,24 @@ def check_request(request: Request, limits: Limits) -> None:
 
 #: What the engine does not do yet: these fields must keep their defaults.
 _NOT_YET = {
-    "want_context_logits", "want_generation_logits", "bad_words", "embedding_bias", "num_return_sequences",
-    "top_p_decay", "min_p", "beam_width",
+    "want_context_logits", "num_return_sequences", "beam_width",
 }  # fmt: skip
 
 
 def _check_priority(priority: float) -> None:
     if not 0 <= priority <= 1:
         raise RequestError(f"priority={priority} is out of range", why="possible: 0 to 1; a higher one is served first")
+
+
+def _check_bias(bias: NDArray[np.float32] | None, vocab: int) -> None:
+    if bias is None:
+        return
+    if bias.shape != (vocab,):
+        raise RequestError(
+            f"embedding_bias has the shape {list(bias.shape)}", why=f"it is one number a token: [{vocab}]"
+        )
+    if np.isnan(bias).any() or bias.max() == np.inf:
+        raise RequestError("embedding_bias is not finite", why="only numbers and minus infinity can be added to logits")
 
 
 def _check_possible(request: Request) -> None:
@@ -212,6 +228,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "repetition_penalty": (1e-6, 1e6),
     "presence_penalty": (-1e6, 1e6),
     "frequency_penalty": (-1e6, 1e6),
+    "top_p_decay": (1e-6, 1),
+    "top_p_min": (1e-6, 1),
+    "top_p_reset_id": (-1, 2**31 - 1),
+    "min_p": (0, 1),
 }
 
 
@@ -223,8 +243,9 @@ def _check_lengths(request: Request, limits: Limits) -> None:
         raise RequestError(f"max_tokens={new} is out of range", why="at least one token must be asked for")
     if not 0 <= request.min_tokens <= new:
         raise RequestError(f"min_tokens={request.min_tokens} is out of range", why=f"possible: 0 to max_tokens={new}")
-    if any(not word for word in request.stop_words):
-        raise RequestError("stop_words holds an empty word", why="it would end every answer at once")
+    for name, words in (("stop_words", request.stop_words), ("bad_words", request.bad_words)):
+        if any(not word for word in words):
+            raise RequestError(f"{name} holds an empty word", why="it stands everywhere in an answer")
     most = min(limits.max_seq_len, limits.kv_tokens)
     if length + new > most:
         raise RequestError(

@@ -4,8 +4,9 @@ A choice depends on the row, the request and the number of tokens chosen before,
 step or the number of ranks. Randomness is counter-based (Philox; Salmon et al. 2011, doi:10.1145/2063384.2063405): the
 n-th token of a request takes the n-th number of its seed.
 
-Sources: top-k, Fan et al. 2018 (arXiv:1805.04833); top-p, Holtzman et al. 2020 (arXiv:1904.09751); repetition penalty,
-Keskar et al. 2019 (arXiv:1909.05858).
+Sources: top-k, Fan et al. 2018 (arXiv:1805.04833); top-p, Holtzman et al. 2020 (arXiv:1904.09751), with decay Lee et
+al. 2022 (arXiv:2206.04624); min-p, Nguyen et al. 2024 (arXiv:2407.01082); repetition penalty, Keskar et al. 2019
+(arXiv:1909.05858).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from shardyard.runtime.request import SamplingParams
 
-__all__ = ["choose", "log_probability", "uniform"]
+__all__ = ["bad_ends", "choose", "decayed_top_p", "log_probability", "uniform"]
 
 Row = NDArray[np.float32]
 #: Candidates that top-p looks at first; eight times as many each time they do not reach the probability.
@@ -31,18 +32,22 @@ def choose(
     index: int,
     barred: Sequence[int] = (),
     allowed: NDArray[np.bool_] | None = None,
+    bias: Row | None = None,
 ) -> int:
     """Return a token id.
 
     ``row``: logits, float32 [vocab], left as they are. ``tokens``: prompt and answer so far, for the penalties.
     ``index``: how many tokens were chosen before. ``barred``: ids that must not be chosen. ``allowed``: bool [vocab],
-    those that may.
+    those that may. ``bias``: float32 [vocab], added to the row first. top_p is the one for this token: what of it decay
+    has left (``decayed_top_p``).
 
     Raises:
         ValueError: the logits are not finite, or no token is left.
     """
     if not np.isfinite(row).all():
         raise ValueError("the logits are not finite")
+    if bias is not None:
+        row = row + bias
     if not params.greedy and params.temperature != 1:
         row = row / np.float32(params.temperature)
     if params.penalized:
@@ -52,8 +57,8 @@ def choose(
         row[list(barred)] = -np.inf
     if allowed is not None:
         row = np.where(allowed, row, np.float32(-np.inf))
-        if row.max() == -np.inf:
-            raise ValueError("no token is left that the guide and min_tokens allow")
+    if row.max() == -np.inf:
+        raise ValueError("no token is left: the guide, bad words, min_tokens or the bias exclude them all")
     if params.greedy:
         return int(row.argmax())
     return _draw(row, params, uniform(params.seed, index))
@@ -63,6 +68,21 @@ def uniform(seed: int, index: int) -> float:
     """Return number ``index`` of the sequence of ``seed``, uniform on [0, 1)."""
     bits: int = np.random.Philox(key=seed, counter=index).random_raw()
     return float((bits >> 11) * 2.0**-53)
+
+
+def bad_ends(words: Sequence[Sequence[int]], tokens: Sequence[int]) -> tuple[int, ...]:
+    """Return the tokens that would complete one of the words after ``tokens``."""
+    return tuple(word[-1] for word in words if len(word) == 1 or list(tokens[1 - len(word) :]) == list(word[:-1]))
+
+
+def decayed_top_p(params: SamplingParams, answer: Sequence[int]) -> float:
+    """Return top_p after the tokens of ``answer``: each has decayed it, and the reset id has set it back."""
+    if params.top_p_decay == 1 or not params.top_p:
+        return params.top_p
+    since = len(answer)
+    if params.top_p_reset_id in answer:
+        since = list(reversed(answer)).index(params.top_p_reset_id)
+    return max(params.top_p * params.top_p_decay**since, params.top_p_min)
 
 
 def log_probability(row: Row, token: int) -> float:
@@ -86,6 +106,8 @@ def _penalized(row: Row, params: SamplingParams, tokens: Sequence[int]) -> Row:
 def _draw(row: Row, params: SamplingParams, number: float) -> int:
     """Return the token at ``number`` of the way through the candidates' probability."""
     ids = _top_k(row, params.top_k) if 0 < params.top_k < len(row) else None
+    if params.min_p:
+        row = np.where(row >= row.max() + np.log(np.float32(params.min_p)), row, np.float32(-np.inf))
     if ids is None and not 0 < params.top_p < 1:
         return _pick(_weights(row, row.max()), number)
     if ids is None:

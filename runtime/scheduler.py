@@ -15,6 +15,7 @@ are under way at a time, so each takes about 1/pp of the running sequences and o
 
 from __future__ import annotations
 
+import time
 from bisect import insort
 from enum import StrEnum
 
@@ -142,6 +143,7 @@ class Scheduler:
                 del self.waiting[: len(group)]
                 for sequence in group:
                     self.holdings.enter(sequence)
+                    sequence.scheduled_ns = sequence.scheduled_ns or time.monotonic_ns()
                 self.running += group
             elif self.policy is Policy.MAX_UTILIZATION and (lower := self._lowest_below(group[0])):
                 self._interrupt(lower.group)

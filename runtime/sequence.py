@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shardyard.runtime.guides.guided_answer import GuidedAnswer
-from shardyard.runtime.request import FinishReason, Output, Request
+from shardyard.runtime.request import Figures, FinishReason, Output, Request, SamplingParams
+from shardyard.runtime.sampler import bad_ends, decayed_top_p
 from shardyard.runtime.speculation import PromptLookup
 
 __all__ = ["OnOutput", "Sequence"]
@@ -23,7 +25,7 @@ class Sequence:
     included; ``group``: the first's id, by which those answers are known as one request's. ``awaited``: its next token
     is being computed. ``keys`` of its full blocks, of which the first ``published`` can be found by others.
     ``new_blocks`` and ``reused_blocks``: those that it has been given so far. ``lookup`` makes ``drafts``, which the
-    step takes along.
+    step takes along. Times are ``time.monotonic_ns``; 0 has not come yet.
     """
 
     id: int
@@ -44,6 +46,10 @@ class Sequence:
     reused_blocks: int = 0
     lookup: PromptLookup | None = None
     drafts: list[int] = field(default_factory=list)
+    arrived_ns: int = field(default_factory=time.monotonic_ns)
+    scheduled_ns: int = 0
+    first_token_ns: int = 0
+    last_token_ns: int = 0
 
     @property
     def pending(self) -> int:
@@ -67,14 +73,40 @@ class Sequence:
     @property
     def barred(self) -> tuple[int, ...]:
         """Tokens that must not be chosen next."""
-        return self.request.end_ids if self.generated < self.request.min_tokens else ()
+        early = self.request.end_ids if self.generated < self.request.min_tokens else ()
+        return (*early, *bad_ends(self.request.bad_words, self.tokens)) if self.request.bad_words else early
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How the next token is chosen, with what decay has left of top_p."""
+        params = self.request.sampling
+        if params.top_p_decay == 1:
+            return params
+        return replace(params, top_p=decayed_top_p(params, self.tokens[len(self.request.prompt) :]))
+
+    @property
+    def figures(self) -> Figures:
+        """How the answer has been made so far."""
+        lookup = self.lookup
+        return Figures(
+            arrival_ns=self.arrived_ns,
+            first_scheduled_ns=self.scheduled_ns,
+            first_token_ns=self.first_token_ns,
+            last_token_ns=self.last_token_ns,
+            total_blocks=self.new_blocks + self.reused_blocks,
+            new_blocks=self.new_blocks,
+            reused_blocks=self.reused_blocks,
+            draft_tokens=lookup.drafted if lookup else 0,
+            accepted_tokens=lookup.accepted if lookup else 0,
+        )
 
     @property
     def needs_row(self) -> bool:
         """Whether choosing the next token takes more than the largest logit."""
-        sampling = self.request.sampling
-        plain = sampling.greedy and not sampling.penalized and not self.request.want_log_probs
-        return not plain or bool(self.barred) or self.request.guide is not None
+        request, sampling = self.request, self.request.sampling
+        plain = sampling.greedy and not sampling.penalized and not request.want_log_probs
+        changed = request.guide is not None or request.embedding_bias is not None or bool(request.bad_words)
+        return not plain or changed or request.want_generation_logits or bool(self.barred)
 
     def append(self, token: int) -> FinishReason | None:
         """Add the next token, unless it is an end id; return why the answer ends here, if it does.
@@ -85,6 +117,8 @@ class Sequence:
         if token in request.end_ids:
             return "end_id"
         self.tokens.append(token)
+        self.last_token_ns = time.monotonic_ns()
+        self.first_token_ns = self.first_token_ns or self.last_token_ns
         self.awaited = False
         answered = self.generated
         for word in request.stop_words:
