@@ -21,6 +21,8 @@ __all__ = ["ALGORITHM", "PIECE_BYTES", "SHA256", "ContentHash", "hash_file", "ha
 ALGORITHM = "blake3-256k"
 #: A part of the algorithm: with another size it is another one.
 PIECE_BYTES = 256 << 10
+_ZEROS = bytes(PIECE_BYTES)
+_ZERO_DIGEST = blake3(_ZEROS).digest()
 #: What hubs list.
 SHA256 = "sha256"
 _CHUNK = 1 << 20
@@ -74,7 +76,12 @@ class ContentHash:
 
 
 def hash_piece(data: memoryview) -> bytes:
-    """Return the digest of one piece: PIECE_BYTES bytes of a file from a multiple of that on, or fewer at its end."""
+    """Return the digest of one piece: PIECE_BYTES bytes of a file from a multiple of that on, or fewer at its end.
+
+    That of zeros is known: holes of sparse files, and padding, cost a look at them.
+    """
+    if len(data) == PIECE_BYTES and _ZEROS.startswith(data):  # Compares memory, up to the first difference.
+        return _ZERO_DIGEST
     return blake3(data).digest()
 
 

@@ -13,7 +13,7 @@ from blake3 import blake3
 
 from shardyard.artifacts import write_artifact
 from shardyard.chain import check, walk
-from shardyard.content_hash import ContentHash, hash_file, tagged
+from shardyard.content_hash import PIECE_BYTES, ContentHash, hash_file, hash_piece, tagged
 from shardyard.errors import ArtifactError
 from shardyard.manifest import MANIFEST, FileStamp, differences, read_manifest, stamp_files
 
@@ -66,3 +66,11 @@ def test_a_manifest_of_another_schema_says_so(path: Path) -> None:
         read_manifest(target)
     assert "reads and writes schema 2" in caught.value.why
     assert differences(target, "convert", {}, {}, {}) == [caught.value.why]
+
+
+@pytest.mark.parametrize("at", [None, 0, 63, 64, PIECE_BYTES - 1])
+def test_the_digest_of_zeros_is_theirs(at: int | None) -> None:
+    data = bytearray(PIECE_BYTES)
+    if at is not None:
+        data[at] = 1
+    assert hash_piece(memoryview(data)) == blake3(bytes(data)).digest()
