@@ -1,8 +1,9 @@
 """The tensors of every model in the repository: one table per model.
 
 Names, types and shapes are those of TensorRT-LLM's own repository, so that its clients work unchanged. Left out is what
-the engine cannot do yet (beams, adapters, embedding biases, guided decoding). Added are three tensors that TensorRT-LLM
-does not have; README.md says why text cannot be streamed through an ensemble without them:
+the engine cannot do yet (beams, adapters that come with a request, prompt tables, encoders). ``min_p`` and ``priority``
+are the engine's own, and the ensemble has the decaying top-p that TensorRT-LLM's has not. Added are three tensors more;
+README.md says why text cannot be streamed through an ensemble without them:
 
 - ``FOLLOWER`` / ``follower`` INT32 [1]: who takes the answer to ``postprocessing`` (``models/text_state.py``).
 - ``text_state`` / ``TEXT_STATE`` INT64 [6]: which stream a chunk belongs to, and how much of its text may be shown.
@@ -62,6 +63,7 @@ PREPROCESSING = ModelTensors(
     inputs=(
         Tensor("QUERY", "STRING", (1,), optional=True),
         Tensor("REQUEST_OUTPUT_LEN", "INT32", (1,), optional=True),
+        Tensor("BAD_WORDS_DICT", "STRING", (-1,), optional=True),
         Tensor("STOP_WORDS_DICT", "STRING", (-1,), optional=True),
         _one("END_ID", "INT32"),
         _one("PAD_ID", "INT32"),
@@ -69,6 +71,7 @@ PREPROCESSING = ModelTensors(
     outputs=(
         Tensor("INPUT_ID", "INT32", (-1,)),
         Tensor("REQUEST_INPUT_LEN", "INT32", (1,)),
+        Tensor("BAD_WORDS_IDS", "INT32", (2, -1)),
         Tensor("STOP_WORDS_IDS", "INT32", (2, -1)),
         Tensor("REQUEST_OUTPUT_LEN", "INT32", (-1,)),
         Tensor("OUT_END_ID", "INT32", (1,)),
@@ -98,10 +101,17 @@ TENSORRT_LLM = ModelTensors(
         _scalar("end_id", "INT32"),
         _scalar("pad_id", "INT32"),
         Tensor("stop_words_list", "INT32", (2, -1), optional=True, ragged=True),
+        Tensor("bad_words_list", "INT32", (2, -1), optional=True, ragged=True),
+        Tensor("embedding_bias", "FP32", (-1,), optional=True, ragged=True),
         _scalar("beam_width", "INT32"),
         _scalar("temperature", "FP32"),
         _scalar("runtime_top_k", "INT32"),
         _scalar("runtime_top_p", "FP32"),
+        _scalar("runtime_top_p_min", "FP32"),
+        _scalar("runtime_top_p_decay", "FP32"),
+        _scalar("runtime_top_p_reset_ids", "INT32"),
+        _scalar("min_p", "FP32"),
+        _scalar("priority", "FP32"),
         _scalar("repetition_penalty", "FP32"),
         _scalar("min_tokens", "INT32"),
         _scalar("presence_penalty", "FP32"),
@@ -114,6 +124,9 @@ TENSORRT_LLM = ModelTensors(
         _scalar("exclude_input_in_output", "BOOL"),
         _scalar("stop", "BOOL"),
         _scalar("streaming", "BOOL"),
+        _scalar("lora_task_id", "UINT64"),
+        Tensor("guided_decoding_guide_type", "STRING", (1,), optional=True, ragged=True),
+        Tensor("guided_decoding_guide", "STRING", (1,), optional=True, ragged=True),
         _scalar("follower", "INT32"),
     ),
     outputs=(
@@ -137,6 +150,7 @@ ENSEMBLE = ModelTensors(
     inputs=(
         Tensor("text_input", "STRING", (1,), optional=True),
         Tensor("max_tokens", "INT32", (1,), optional=True),
+        Tensor("bad_words", "STRING", (-1,), optional=True),
         Tensor("stop_words", "STRING", (-1,), optional=True),
         _one("num_return_sequences", "INT32"),
         _one("exclude_input_in_output", "BOOL"),
@@ -144,6 +158,11 @@ ENSEMBLE = ModelTensors(
         _one("pad_id", "INT32"),
         _one("top_k", "INT32"),
         _one("top_p", "FP32"),
+        _one("top_p_min", "FP32"),
+        _one("top_p_decay", "FP32"),
+        _one("top_p_reset_ids", "INT32"),
+        _one("min_p", "FP32"),
+        _one("priority", "FP32"),
         _one("temperature", "FP32"),
         _one("repetition_penalty", "FP32"),
         _one("min_tokens", "INT32"),
@@ -156,6 +175,9 @@ ENSEMBLE = ModelTensors(
         _one("return_num_output_tokens", "BOOL"),
         _one("beam_width", "INT32"),
         _one("stream", "BOOL"),
+        _one("lora_task_id", "UINT64"),
+        _one("guided_decoding_guide_type", "STRING"),
+        _one("guided_decoding_guide", "STRING"),
     ),
     outputs=(Tensor("text_output", "STRING", (-1,)), *SIDE_OUTPUTS),
 )

@@ -26,6 +26,12 @@ _SCALARS: dict[str, tuple[str, str, str]] = {
     "presence_penalty": ("presence_penalty", "FP32", "<f"),
     "frequency_penalty": ("frequency_penalty", "FP32", "<f"),
     "end_id": ("end_id", "INT32", "<i"),
+    "top_p_min": ("top_p_min", "FP32", "<f"),
+    "top_p_decay": ("top_p_decay", "FP32", "<f"),
+    "top_p_reset_id": ("top_p_reset_ids", "INT32", "<i"),
+    "min_p": ("min_p", "FP32", "<f"),
+    "priority": ("priority", "FP32", "<f"),
+    "lora_id": ("lora_task_id", "UINT64", "<Q"),
     "stream": ("stream", "BOOL", "<?"),
 }
 
@@ -46,6 +52,15 @@ class GenerateRequest:
     stop_words: tuple[str, ...] = ()
     min_tokens: int | None = None
     end_id: int | None = None
+    top_p_min: float | None = None
+    top_p_decay: float | None = None
+    top_p_reset_id: int | None = None
+    min_p: float | None = None
+    priority: float | None = None
+    lora_id: int | None = None
+    bad_words: tuple[str, ...] = ()
+    #: Kind and text of what the answer must be: json, json_schema, regex, ebnf_grammar.
+    guide: tuple[str, str] | None = None
     stream: bool = True
     #: Seconds for the whole answer; None waits for as long as it takes.
     timeout_s: float | None = None
@@ -67,8 +82,12 @@ class GenerateRequest:
     def _tensors(self) -> Iterator[tuple[str, str, int, bytes]]:
         """Yield name, type, element count and bytes of every tensor that is sent."""
         yield "text_input", "BYTES", 1, _texts((self.text,))
-        if self.stop_words:
-            yield "stop_words", "BYTES", len(self.stop_words), _texts(self.stop_words)
+        for name, words in (("stop_words", self.stop_words), ("bad_words", self.bad_words)):
+            if words:
+                yield name, "BYTES", len(words), _texts(words)
+        if self.guide:
+            for name, text in zip(("guided_decoding_guide_type", "guided_decoding_guide"), self.guide, strict=True):
+                yield name, "BYTES", 1, _texts((text,))
         for attribute, (name, datatype, layout) in _SCALARS.items():
             value = getattr(self, attribute)
             if value is not None:

@@ -30,11 +30,20 @@ def engine_request(generation: Generation, tokenizer: Tokenizer) -> Request:
             repetition_penalty=generation.repetition_penalty,
             presence_penalty=generation.presence_penalty,
             frequency_penalty=generation.frequency_penalty,
+            top_p_min=generation.top_p_min,
+            top_p_decay=generation.top_p_decay,
+            top_p_reset_id=generation.top_p_reset_id,
+            min_p=generation.min_p,
         ),
         end_ids=(*own, *specials),
         stop_words=tuple(word for word in generation.stop_words if len(word) > 1 or word[0] not in specials),
         min_tokens=generation.min_tokens,
         want_log_probs=generation.log_probs,
+        bad_words=generation.bad_words,
+        embedding_bias=generation.embedding_bias,
+        priority=generation.priority,
+        lora_id=generation.lora_id,
+        guide=generation.guide,
     )
 
 

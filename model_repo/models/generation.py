@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from shardyard.errors import RequestError
-from shardyard.model_repo.models.arrays import Tensors, flag, integer, number, row
+from shardyard.model_repo.models.arrays import Tensors, flag, integer, number, row, text
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.word_lists import unpack_words
+from shardyard.runtime.request import Guide, GuideKind
 
 __all__ = ["Defaults", "Generation", "Limits", "parse_generation"]
+
+
+GUIDES: tuple[GuideKind, ...] = get_args(GuideKind)
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,15 @@ class Generation:
     repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
+    top_p_min: float
+    top_p_decay: float
+    top_p_reset_id: int
+    min_p: float
+    bad_words: tuple[tuple[int, ...], ...]
+    embedding_bias: npt.NDArray[np.float32] | None
+    priority: float
+    lora_id: int | None
+    guide: Guide | None
     streaming: bool
     include_prompt: bool
     log_probs: bool
@@ -66,7 +83,7 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
         prompt=prompt,
         max_new_tokens=_new_tokens(tensors, len(prompt), limits),
         end_id=_end_id(tensors, limits),
-        stop_words=_stop_words(tensors, limits),
+        stop_words=_words(tensors, "stop_words_list", limits),
         min_tokens=int(_at_least(0, tensors, "min_tokens", 0)),
         # A temperature of 0 means the most likely token; the limit itself cannot be computed with.
         temperature=temperature or 1.0,
@@ -76,6 +93,16 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
         repetition_penalty=_repetition_penalty(tensors),
         presence_penalty=number(tensors, "presence_penalty"),
         frequency_penalty=number(tensors, "frequency_penalty"),
+        # As TensorRT-LLM's: what is not positive counts as absent.
+        top_p_min=max(number(tensors, "runtime_top_p_min"), 0.0) or 1e-6,
+        top_p_decay=number(tensors, "runtime_top_p_decay", 1.0),
+        top_p_reset_id=integer(tensors, "runtime_top_p_reset_ids", -1),
+        min_p=number(tensors, "min_p") if temperature else 0.0,
+        bad_words=_words(tensors, "bad_words_list", limits),
+        embedding_bias=row(tensors, "embedding_bias"),
+        priority=number(tensors, "priority", 0.5),
+        lora_id=integer(tensors, "lora_task_id") if "lora_task_id" in tensors else None,
+        guide=_guide(tensors),
         streaming=streaming,
         # As TensorRT-LLM: a stream carries new tokens only.
         include_prompt=not streaming and not flag(tensors, "exclude_input_in_output", defaults.exclude_input_in_output),
@@ -146,12 +173,25 @@ def _end_id(tensors: Tensors, limits: Limits) -> int:
     return end
 
 
-def _stop_words(tensors: Tensors, limits: Limits) -> tuple[tuple[int, ...], ...]:
-    table = tensors.get("stop_words_list")
+def _words(tensors: Tensors, name: str, limits: Limits) -> tuple[tuple[int, ...], ...]:
+    table = tensors.get(name)
     words = () if table is None else unpack_words(table)
     for word in words:
-        _check_ids("stop_words_list", word, limits)
+        _check_ids(name, word, limits)
     return words
+
+
+def _guide(tensors: Tensors) -> Guide | None:
+    kind, text_ = text(tensors, "guided_decoding_guide_type"), text(tensors, "guided_decoding_guide")
+    if kind is None and text_ is None:
+        return None
+    if kind not in GUIDES:
+        raise RequestError(
+            f"guided_decoding_guide_type is {kind!r}", "a guide is one of these kinds", f"possible: {', '.join(GUIDES)}"
+        )
+    if not text_ and kind != "json":
+        raise RequestError("guided_decoding_guide is missing", f"{kind} says how to read it", "send its text")
+    return Guide(kind, text_ or "")
 
 
 def _at_least(least: float, tensors: Tensors, name: str, default: float) -> float:

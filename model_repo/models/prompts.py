@@ -46,11 +46,12 @@ class Preprocessor:
         new = integer(tensors, "REQUEST_OUTPUT_LEN")
         check_lengths(len(prompt), new, self.max_seq_len)
         end_id, also_end = self._ends(tensors)
-        words = [*self._stop_words(tensors), *([index] for index in also_end)]
+        words = [*self._words(tensors, "STOP_WORDS_DICT"), *([index] for index in also_end)]
         return {
             "INPUT_ID": np.array([prompt], dtype=np.int32),
             "REQUEST_INPUT_LEN": np.array([[len(prompt)]], dtype=np.int32),
             "STOP_WORDS_IDS": pack_words(words)[None],
+            "BAD_WORDS_IDS": pack_words(self._words(tensors, "BAD_WORDS_DICT"))[None],
             "REQUEST_OUTPUT_LEN": np.array([[new]], dtype=np.int32),
             "OUT_END_ID": np.array([[end_id]], dtype=np.int32),
             "OUT_PAD_ID": np.array([[integer(tensors, "PAD_ID", self.pad_id)]], dtype=np.int32),
@@ -74,8 +75,8 @@ class Preprocessor:
             return integer(tensors, "END_ID"), ()
         return (self.end_ids[0], self.end_ids[1:]) if self.end_ids else (-1, ())
 
-    def _stop_words(self, tensors: Tensors) -> list[list[int]]:
-        return [self.tokenizer.encode(word, special=False) for word in texts(tensors, "STOP_WORDS_DICT") if word]
+    def _words(self, tensors: Tensors, name: str) -> list[list[int]]:
+        return [self.tokenizer.encode(word, special=False) for word in texts(tensors, name) if word]
 
 
 def check_parameters(parameters: str, known: Collection[str]) -> None:

@@ -156,7 +156,20 @@ def _sampling_arguments(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=float, help="sample among the likeliest tokens that make up this probability")
     group.add_argument("--seed", type=int, help="the same seed gives the same answer")
     group.add_argument("--repetition-penalty", type=float, help="above 1: repeat less")
+    group.add_argument("--presence-penalty", type=float, help="above 0: what was there becomes less likely, once")
+    group.add_argument("--frequency-penalty", type=float, help="above 0: less likely each time that it was there")
+    group.add_argument("--min-tokens", type=int, help="no end before so many tokens")
+    group.add_argument("--min-p", type=float, help="leave out tokens below this share of the likeliest's probability")
+    group.add_argument("--top-p-decay", type=float, help="multiply top-p by this after each token")
+    group.add_argument("--top-p-min", type=float, help="and stop at this")
+    group.add_argument("--top-p-reset-id", type=int, metavar="ID", help="this token sets top-p back")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable)")
+    group.add_argument("--bad", action="append", default=[], metavar="TEXT", help="never say this (repeatable)")
+    group.add_argument(
+        "--guide", metavar="KIND:TEXT", help="what the answer must be: json, json_schema:…, regex:…, ebnf_grammar:…"
+    )
+    group.add_argument("--lora-id", type=int, metavar="ID", help="the adapter that answers (serve.lora_dir/ID)")
+    group.add_argument("--priority", type=float, help="0 to 1; a higher one is served first (0.5)")
 
 
 def _perf_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:

@@ -80,6 +80,7 @@ def _request(args: argparse.Namespace, text: str) -> GenerateRequest:
     from shardyard.triton.client import GenerateRequest
 
     sampled = bool(args.temperature) and args.top_k is None and args.top_p is None
+    kind, _, guide = (args.guide or "").partition(":")
     return GenerateRequest(
         text=text,
         max_tokens=args.max_tokens,
@@ -90,4 +91,15 @@ def _request(args: argparse.Namespace, text: str) -> GenerateRequest:
         seed=args.seed,
         repetition_penalty=args.repetition_penalty,
         stop_words=tuple(args.stop),
+        bad_words=tuple(args.bad),
+        presence_penalty=args.presence_penalty,
+        frequency_penalty=args.frequency_penalty,
+        min_tokens=args.min_tokens,
+        min_p=args.min_p,
+        top_p_min=args.top_p_min,
+        top_p_decay=args.top_p_decay,
+        top_p_reset_id=args.top_p_reset_id,
+        priority=args.priority,
+        lora_id=args.lora_id,
+        guide=(kind, guide) if kind else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -121,6 +122,38 @@ def test_stop_text_ends_the_answer(shardyard: Run, served: Any, text: str) -> No
     stop = text[len(text) // 2 :][:3]
     done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", str(NEW_TOKENS), "--stop", stop, cwd=served.folder)
     assert done.stdout == text[: text.index(stop)] + "\n"
+
+
+def answer(shardyard: Run, served: Any, *options: str) -> str:
+    done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", str(NEW_TOKENS), *options, cwd=served.folder)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.removesuffix("\n")
+
+
+def test_what_may_not_be_said(shardyard: Run, served: Any, text: str) -> None:
+    word = text.split()[0]
+    assert word not in answer(shardyard, served, "--bad", word, "--bad", f" {word}").split()
+
+
+@pytest.mark.parametrize(
+    ("guide", "form"),
+    [("regex:[0-9]{3}-[0-9]{2}", r"\d{3}-\d{2}"), ('json_schema:{"enum": ["red", "blue"]}', '"(red|blue)"')],
+)
+def test_a_guided_answer_has_its_form(shardyard: Run, served: Any, guide: str, form: str) -> None:
+    assert re.fullmatch(form, answer(shardyard, served, "--guide", guide))
+
+
+def test_more_ways_to_sample(shardyard: Run, served: Any, text: str) -> None:
+    sampled = ("--temperature", "2", "--seed", "3")
+    assert answer(shardyard, served, *sampled, "--min-p", "1") == text
+    assert answer(shardyard, served, *sampled, "--top-p", "1", "--top-p-decay", "0.5") != text
+    assert answer(shardyard, served, "--priority", "1", "--min-tokens", "4") == text
+
+
+def test_an_adapter_that_is_not_there(shardyard: Run, served: Any) -> None:
+    done = shardyard("infer", "p.yaml", PROMPT, "--lora-id", "7", cwd=served.folder)
+    assert done.returncode == 5
+    assert "adapter" in done.stderr
 
 
 def test_chat(served: Any) -> None:

@@ -12,6 +12,7 @@ from shardyard.model_repo.models.engine_request import engine_request, stop_watc
 from shardyard.model_repo.models.generation import Defaults, Generation, Limits, parse_generation
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.word_lists import pack_words
+from shardyard.runtime.request import Guide
 
 LIMITS = Limits(max_seq_len=20, vocab_size=100)
 
@@ -119,3 +120,46 @@ def test_a_watcher_only_for_stop_words_that_are_text(byte_level: Tokenizer) -> N
     for words, expected in (([], False), ([[turn]], False), ([half], False), ([byte_level.encode("so")], True)):
         made = parse_generation(_tensors(stop_words_list=pack_words(words)), limits, Defaults())
         assert (stop_watcher(made, byte_level) is not None) is expected
+
+
+def test_all_that_the_engine_knows_reaches_it(byte_level: Tokenizer) -> None:
+    bias = np.arange(100, dtype=np.float32)
+    made = _parse(
+        runtime_top_p=[0.9],
+        runtime_top_p_min=[0.25],
+        runtime_top_p_decay=[0.5],
+        runtime_top_p_reset_ids=[7],
+        min_p=[0.125],
+        bad_words_list=pack_words([[4, 5], [6]])[None],
+        embedding_bias=bias[None],
+        priority=[0.75],
+        lora_task_id=np.array([2**40], np.uint64),
+        guided_decoding_guide_type=np.array([[b"regex"]], np.object_),
+        guided_decoding_guide=np.array([[b"[0-9]+"]], np.object_),
+    )
+    request = engine_request(made, byte_level)
+    sampling = request.sampling
+    assert (sampling.top_p, sampling.top_p_min, sampling.top_p_decay, sampling.top_p_reset_id) == (
+        pytest.approx(0.9),
+        0.25,
+        0.5,
+        7,
+    )
+    assert (sampling.min_p, request.priority, request.lora_id) == (0.125, 0.75, 2**40)
+    assert request.bad_words == ((4, 5), (6,))
+    assert request.embedding_bias is not None
+    assert (request.embedding_bias == bias).all()
+    assert request.guide == Guide("regex", "[0-9]+")
+
+
+@pytest.mark.parametrize(
+    ("kind", "guide", "hint"),
+    [(b"xml", b"<a/>", "guided_decoding_guide_type is 'xml'"), (None, b"a", "is None"), (b"regex", None, "is missing")],
+)
+def test_guides_that_are_none(kind: bytes | None, guide: bytes | None, hint: str) -> None:
+    tensors = {
+        name: None if value is None else np.array([[value]], np.object_)
+        for name, value in {"guided_decoding_guide_type": kind, "guided_decoding_guide": guide}.items()
+    }
+    with pytest.raises(RequestError, match=hint):
+        _parse(**tensors)
