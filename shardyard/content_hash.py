@@ -80,7 +80,7 @@ def hash_piece(data: memoryview) -> bytes:
 
     That of zeros is known: holes of sparse files, and padding, cost a look at them.
     """
-    if len(data) == PIECE_BYTES and _ZEROS.startswith(data):  # Compares memory, up to the first difference.
+    if len(data) == len(_ZEROS) and _ZEROS.startswith(data):  # Compares memory, up to the first difference.
         return _ZERO_DIGEST
     return blake3(data).digest()
 
