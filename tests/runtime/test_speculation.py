@@ -54,7 +54,7 @@ def test_answers_are_the_same_with_drafts(make_engine: Callable[..., Path], exec
             reasons = [output.finish_reason for output in together.last]
             assert reasons == [done.last[0].finish_reason for done in alone]
             stats = executor.stats()
-            assert (stats.accepted_tokens > 20) == (stats.draft_tokens > 0) == (kind == "prompt_lookup")
+            assert (stats.accepted_tokens > 0) == (stats.draft_tokens > 0) == (kind == "prompt_lookup")
             assert stats.kv_blocks_used == 0
     assert answers[0] == answers[1]
     assert answers[0][0] == answers[0][1]
