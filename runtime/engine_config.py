@@ -60,6 +60,7 @@ class EngineConfig:
     max_batch_size: int
     max_seq_len: int
     max_num_tokens: int
+    max_beam_width: int
     cpu: CpuTarget
     digest: str
 
@@ -84,7 +85,7 @@ def engine_json(pretrained: Mapping[str, Any], build: Mapping[str, int], cpu: Cp
     content = {
         "version": __version__,
         "pretrained_config": pretrained,
-        "build_config": {"max_beam_width": 1, "max_input_len": build["max_seq_len"] - 1, **build},
+        "build_config": {"max_input_len": build["max_seq_len"] - 1, **build},
         "shardyard": asdict(cpu),
     }
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
@@ -114,6 +115,7 @@ def read_engine_config(folder: Path) -> EngineConfig:
             max_batch_size=build["max_batch_size"],
             max_seq_len=build["max_seq_len"],
             max_num_tokens=build["max_num_tokens"],
+            max_beam_width=build["max_beam_width"],
             cpu=CpuTarget(**section),
             digest=hashlib.sha256(text.encode()).hexdigest(),
         )

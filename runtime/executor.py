@@ -17,6 +17,7 @@ from shardyard.runtime.adapters.folders import AdapterFolders
 from shardyard.runtime.adapters.peft import AdaptedModel
 from shardyard.runtime.adapters.sites import adapted_widths
 from shardyard.runtime.adapters.store import AdapterStore
+from shardyard.runtime.beams.checking import check_beams, check_blocks
 from shardyard.runtime.engine_config import read_engine_config
 from shardyard.runtime.guides.checking import check_guide
 from shardyard.runtime.kv_cache import BLOCK_TOKENS, BlockAllocator
@@ -67,8 +68,9 @@ class Executor:
         self._grammars: Grammars | None = None
         self._adapters: AdapterFolders | None = None
         self.error: Exception | None = None
-        self.limits = Limits(self.config.vocab, self.config.max_seq_len, self.config.kv_blocks * BLOCK_TOKENS)
         config = self.config
+        width = min(config.max_beam_width, config.max_batch_size)
+        self.limits = Limits(config.vocab, config.max_seq_len, config.kv_blocks * BLOCK_TOKENS, width)
         self.scheduler = Scheduler(
             BlockAllocator(config.kv_blocks, BLOCK_TOKENS),
             config.max_batch_size,
@@ -101,7 +103,11 @@ class Executor:
             RequestError: the request cannot be served, or the engine has stopped.
         """
         check_request(request, self.limits)
+        check_beams(request, self.limits)
         self._check_means(request)
+        width = request.sampling.beam_width
+        sequence = Sequence(next(self._ids), request, on_output, list(request.prompt), width=width)
+        check_blocks(sequence, self.scheduler)
         with self._wake:
             if self._stopping or self.error:
                 raise RequestError("the engine has stopped", why=str(self.error or "it was shut down"))
@@ -113,7 +119,6 @@ class Executor:
                     why="the engine cannot keep up",
                     fix="try again later, or raise serve.max_queue_size",
                 )
-            sequence = Sequence(next(self._ids), request, on_output, list(request.prompt))
             self._new.append(sequence)
             self._wake.notify()
         return sequence.id

@@ -11,6 +11,7 @@ import numpy as np
 from shardyard.runtime.adapters.loading import AdapterLoader
 from shardyard.runtime.adapters.orders import LoadOrder
 from shardyard.runtime.adapters.store import AdapterStore
+from shardyard.runtime.beams.beams import Beams
 from shardyard.runtime.preparing import Compile, Preparing, needs_means
 from shardyard.runtime.rank import RankModel
 from shardyard.runtime.rank_times import RankTimes
@@ -56,6 +57,8 @@ class Leader:
     def add(self, sequence: Sequence) -> None:
         """Take a request."""
         self._sequences[sequence.id] = sequence
+        if sequence.width > 1:
+            Beams(sequence, self.scheduler)
         (self.preparing if needs_means(sequence) else self.scheduler).add(sequence)
 
     def cancel(self, id: int) -> None:
@@ -147,6 +150,9 @@ class Leader:
         """Choose the sequence's next token. What goes wrong here ends this request and no other."""
         try:
             log_probs = chosen_from = None
+            if sequence.beams and logits is not None:
+                self._emit_all(sequence, sequence.beams.take(sequence, logits))
+                return
             if logits is None:
                 token = int(result.best[row])
                 if not np.isfinite(result.best_logits[row]):
@@ -187,11 +193,21 @@ class Leader:
         else:
             sequence.on_output(output)
 
+    def _emit_all(self, sequence: Sequence, outputs: list[Output]) -> None:
+        """Give the owner the answers of a search that is over."""
+        for output in outputs:
+            self.generated_tokens += len(output.tokens)
+            if output.finished:
+                self._finish(sequence, output)
+            else:
+                sequence.on_output(output)
+
     def _finish(self, sequence: Sequence, output: Output) -> None:
-        """Forget the sequence, free its blocks, and give its owner the last output, whatever the owner does with it."""
+        """Forget the request, free its blocks, and give its owner the last output, whatever the owner does with it."""
         del self._sequences[sequence.id]
         if not self.preparing.remove(sequence):
-            self.scheduler.remove(sequence)
+            for one in sequence.beams.sequences if sequence.beams else [sequence]:
+                self.scheduler.remove(one)
         self.prompt_tokens += len(sequence.request.prompt)
         try:
             sequence.on_output(replace(output, figures=sequence.figures))

@@ -38,8 +38,9 @@ class SamplingParams:
     ``top_p_decay`` multiplies top_p after each token, down to ``top_p_min``; the token ``top_p_reset_id`` sets it back
     (-1: none does). ``min_p`` leaves out tokens whose probability is below that share of the likeliest's.
     ``beam_width`` above 1 is beam search, which takes nothing of the sampling above into account: the beams with the
-    largest log-probability divided by length ** ``length_penalty``, less ``beam_diversity`` times a beam's place among
-    its siblings; ``early_stopping``: end when so many beams have ended, whether or not a better one could still come.
+    largest log-probability divided by length ** ``length_penalty``. ``beam_diversity`` times a beam's place is added to
+    what its continuations are ranked by; ``early_stopping``: end when so many beams have ended, whether or not a better
+    one could still come. See ``beams.search``.
     """
 
     temperature: float = 1.0
@@ -157,11 +158,12 @@ class Figures:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine can take: sizes in tokens."""
+    """What the engine can take: sizes in tokens, and beams of a request."""
 
     vocab: int
     max_seq_len: int
     kv_tokens: int
+    max_beam_width: int = 1
 
 
 def check_request(request: Request, limits: Limits) -> None:
@@ -190,7 +192,7 @@ def check_request(request: Request, limits: Limits) -> None:
 
 #: What the engine does not do yet: these fields must keep their defaults.
 _NOT_YET = {
-    "want_context_logits", "num_return_sequences", "beam_width",
+    "want_context_logits",
 }  # fmt: skip
 
 
@@ -232,6 +234,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "top_p_min": (1e-6, 1),
     "top_p_reset_id": (-1, 2**31 - 1),
     "min_p": (0, 1),
+    "length_penalty": (-32, 32),
+    "beam_diversity": (-1e6, 1e6),
 }
 
 

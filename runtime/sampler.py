@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shardyard.runtime.request import SamplingParams
 
-__all__ = ["bad_ends", "choose", "decayed_top_p", "log_probability", "uniform"]
+__all__ = ["bad_ends", "choose", "decayed_top_p", "log_probability", "top_k", "uniform"]
 
 Row = NDArray[np.float32]
 #: Candidates that top-p looks at first; eight times as many each time they do not reach the probability.
@@ -105,7 +105,7 @@ def _penalized(row: Row, params: SamplingParams, tokens: Sequence[int]) -> Row:
 
 def _draw(row: Row, params: SamplingParams, number: float) -> int:
     """Return the token at ``number`` of the way through the candidates' probability."""
-    ids = _top_k(row, params.top_k) if 0 < params.top_k < len(row) else None
+    ids = top_k(row, params.top_k) if 0 < params.top_k < len(row) else None
     if params.min_p:
         row = np.where(row >= row.max() + np.log(np.float32(params.min_p)), row, np.float32(-np.inf))
     if ids is None and not 0 < params.top_p < 1:
@@ -127,7 +127,7 @@ def _pick(weights: NDArray[np.float64], number: float) -> int:
     return int(np.searchsorted(sums, number * sums[-1], side="right").clip(0, np.flatnonzero(weights)[-1]))
 
 
-def _top_k(row: Row, count: int) -> NDArray[np.int64]:
+def top_k(row: Row, count: int) -> NDArray[np.int64]:
     """Return the ids of the ``count`` largest logits, largest first; of equal ones those with lower ids."""
     least = np.partition(row, len(row) - count)[len(row) - count]
     ids = np.flatnonzero(row >= least)
@@ -142,7 +142,7 @@ def _nucleus(row: Row, top_p: float) -> NDArray[np.int64]:
     total = _weights(row, top).sum()
     count = min(_FIRST_CANDIDATES, len(row))
     while True:
-        ids = _top_k(row, count) if count < len(row) else np.lexsort((np.arange(len(row)), -row))
+        ids = top_k(row, count) if count < len(row) else np.lexsort((np.arange(len(row)), -row))
         weights = _weights(row[ids], top)
         if count == len(row) or weights.sum() >= top_p * total:
             return ids[: _reach(weights, top_p, total)]

@@ -83,7 +83,12 @@ class Scheduler:
             insort(self.waiting, child, key=_rank)
 
     def most_blocks(self, sequence: Sequence) -> int:
-        """Blocks that the sequence and its future forks take at most."""
+        """Blocks that the sequence and its future forks take at most.
+
+        Who may be interrupted has nothing in common with its forks when they start again together.
+        """
+        if self.policy is Policy.MAX_UTILIZATION:
+            return sequence.width * self.allocator.needed(sequence.most_tokens)
         return self.holdings.most_blocks(sequence)
 
     def remove(self, sequence: Sequence) -> None:

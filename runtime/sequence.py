@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from shardyard.runtime.guides.guided_answer import GuidedAnswer
 from shardyard.runtime.request import Figures, FinishReason, Output, Request, SamplingParams
 from shardyard.runtime.sampler import bad_ends, decayed_top_p
 from shardyard.runtime.speculation import PromptLookup
+
+if TYPE_CHECKING:
+    from shardyard.runtime.beams.beams import Beams
 
 __all__ = ["OnOutput", "Sequence"]
 
@@ -25,7 +29,8 @@ class Sequence:
     included; ``group``: the first's id, by which those answers are known as one request's. ``awaited``: its next token
     is being computed. ``keys`` of its full blocks, of which the first ``published`` can be found by others.
     ``new_blocks`` and ``reused_blocks``: those that it has been given so far. ``lookup`` makes ``drafts``, which the
-    step takes along. Times are ``time.monotonic_ns``; 0 has not come yet.
+    step takes along. ``beams``: those of the search that it is one of. Times are ``time.monotonic_ns``; 0 has not come
+    yet.
     """
 
     id: int
@@ -50,6 +55,7 @@ class Sequence:
     scheduled_ns: int = 0
     first_token_ns: int = 0
     last_token_ns: int = 0
+    beams: Beams | None = None
 
     @property
     def pending(self) -> int:
@@ -58,7 +64,8 @@ class Sequence:
 
     def settle(self) -> None:
         """Forget the cache's tokens that were drafted and not accepted; later ones are written over them."""
-        self.past, self.drafts = min(self.past, len(self.tokens) - 1), []
+        if self.drafts:
+            self.past, self.drafts = min(self.past, len(self.tokens) - 1), []
 
     @property
     def generated(self) -> int:
@@ -106,26 +113,33 @@ class Sequence:
         request, sampling = self.request, self.request.sampling
         plain = sampling.greedy and not sampling.penalized and not request.want_log_probs
         changed = request.guide is not None or request.embedding_bias is not None or bool(request.bad_words)
-        return not plain or changed or request.want_generation_logits or bool(self.barred)
+        return not plain or changed or request.want_generation_logits or bool(self.barred) or self.beams is not None
 
     def append(self, token: int) -> FinishReason | None:
         """Add the next token, unless it is an end id; return why the answer ends here, if it does.
 
         A guided answer to which nothing can be added ends as by a stop word.
         """
-        request = self.request
-        if token in request.end_ids:
-            return "end_id"
+        reason = self.end_with(token)
+        if reason == "end_id":
+            return reason
         self.tokens.append(token)
         self.last_token_ns = time.monotonic_ns()
         self.first_token_ns = self.first_token_ns or self.last_token_ns
         self.awaited = False
-        answered = self.generated
-        for word in request.stop_words:
-            if answered >= len(word) and tuple(self.tokens[-len(word) :]) == word and answered >= request.min_tokens:
-                return "stop_word"
-        if self.guide:
-            self.guide.follow(self.tokens[len(request.prompt) :])
+        if self.guide and reason != "stop_word":
+            self.guide.follow(self.tokens[len(self.request.prompt) :])
             if self.guide.complete:
+                return "stop_word"
+        return reason
+
+    def end_with(self, token: int) -> FinishReason | None:
+        """Return why the answer would end with this token, whatever its guide says."""
+        request, answered = self.request, self.generated + 1
+        if token in request.end_ids:
+            return "end_id"
+        for word in request.stop_words:
+            newest = (*self.tokens[len(self.tokens) + 1 - len(word) :], token)
+            if request.min_tokens <= answered >= len(word) and newest == word:
                 return "stop_word"
         return "length" if answered >= request.max_new_tokens else None

@@ -108,6 +108,10 @@ class EngineSpec(_Section):
     max_batch_size: Annotated[Positive, Field(description="sequences in flight")] = 16
     max_seq_len: Annotated[int, Field(ge=2, description="prompt plus answer, tokens")] = 2048
     max_num_tokens: Annotated[Positive, Field(description="tokens per forward step; chunks longer prompts")] = 2048
+    max_beam_width: Annotated[
+        Positive | None,
+        Field(description="beams of a request at most; default: max_batch_size on the CPU engine, 1 for GPU targets"),
+    ] = None
     threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
     lora: LoraSpec = LoraSpec()
     speculative: Annotated[
@@ -135,6 +139,14 @@ class EngineSpec(_Section):
         Field(description="GPU targets: further trtllm-build flags by name, e.g. {multiple_profiles: enable}"),
     ] = {}
     build_retries: Annotated[int, Field(ge=0, description="GPU targets: times that a failed rank is built again")] = 1
+
+    @model_validator(mode="after")
+    def _beams(self) -> EngineSpec:
+        if self.target == "cpu" and (self.max_beam_width or 1) > self.max_batch_size:
+            raise ValueError(
+                f"max_beam_width={self.max_beam_width} is above max_batch_size; possible: 1 to {self.max_batch_size}"
+            )
+        return self
 
 
 class ServeSpec(_Section):

@@ -44,6 +44,8 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
     _check_adapters(pipeline, config["architecture"])
     target = cpu_target(pipeline, config["dtype"], kept_algo(config))
     limits = {name: getattr(pipeline.engine, name) for name in _LIMITS}
+    # A beam takes blocks and a place in the batch when it comes into being, nothing before.
+    limits["max_beam_width"] = pipeline.engine.max_beam_width or pipeline.engine.max_batch_size
     settings = {"target": "cpu", **limits, "weights": target.weights, "compute": target.compute}
     settings |= {"kv_cache": target.kv_cache, "kv_cache_tokens": target.kv_cache_tokens, "threads": target.threads}
     settings |= {"matmul": target.matmul}

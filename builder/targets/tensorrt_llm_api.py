@@ -82,6 +82,8 @@ def model_yaml(request: GpuRequest) -> dict[str, Any]:
         # The model takes one prompt per request; batching happens in flight. Streams need decoupled answers.
         "triton_config": {"max_batch_size": 0, "decoupled": True},
     }
+    if engine.max_beam_width:
+        content["max_beam_width"] = engine.max_beam_width
     if parallel.moe_ep > 1:
         content["moe_expert_parallel_size"] = parallel.moe_ep
         content["moe_tensor_parallel_size"] = parallel.moe_tp

@@ -81,7 +81,7 @@ FLAGS = {
     )
 }
 #: What engine.build_flags may not name, and which field does instead.
-_OWNED = {name: f"engine.{name}" for name in ("max_batch_size", "max_seq_len", "max_num_tokens")}
+_OWNED = {name: f"engine.{name}" for name in ("max_batch_size", "max_seq_len", "max_num_tokens", "max_beam_width")}
 #: Weights with which attention can read its prompt in fp8.
 FP8_WEIGHTS = ("FP8", "W4A8_AWQ", "NVFP4")
 #: Best known matrix plugin of a quantization; every other takes the plugin in the model's own type.
@@ -106,7 +106,7 @@ def requested_flags(pipeline: Pipeline, model: GpuModel) -> dict[str, Value]:
         "max_batch_size": engine.max_batch_size,
         "max_seq_len": engine.max_seq_len,
         "max_num_tokens": engine.max_num_tokens,
-        "max_beam_width": 1,
+        "max_beam_width": engine.max_beam_width or 1,
         "kv_cache_type": "paged",
         "logits_dtype": model.config.get("logits_dtype") or "float32",
         "gpt_attention_plugin": "auto",

@@ -1,0 +1,1 @@
+"""Beam search: the likeliest answers of a request, found side by side on forked blocks of the cache."""
