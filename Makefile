@@ -45,8 +45,9 @@ serve: $(STAMP)  ## serve PIPELINE until Ctrl-C
 perf: $(STAMP)   ## load-test PIPELINE
 	$(BIN)/shardyard perf $(PIPELINE)
 
+# Two at a time: much of what tests do is to wait for servers. A file's tests share what they start.
 test: $(STAMP)   ## run every test
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(STAMP)   ## style and types
 	$(BIN)/ruff check .

@@ -15,7 +15,11 @@ from pathlib import Path
 
 from shardyard.errors import LaunchError, ToolchainError
 
-__all__ = ["child_environment", "find_mpirun", "mpirun_command", "run_world"]
+__all__ = ["WITHOUT_PROBING", "child_environment", "find_mpirun", "mpirun_command", "run_world"]
+
+#: Left to itself, Open MPI's OFI transport for one-sided transfers probes every fabric for a second at each start.
+#: Nothing here is one-sided: messages over OFI fabrics take another transport (the ``mtl`` of that name), which stays.
+WITHOUT_PROBING = {"OMPI_MCA_btl": "^ofi"}
 
 
 def find_mpirun() -> Path:
@@ -45,6 +49,7 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     """
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     env["PYTHONSAFEPATH"] = "1"
+    env = {**WITHOUT_PROBING, **env}
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     # Open MPI refuses to start as root unless told twice; in containers root is the rule.
     env["OMPI_ALLOW_RUN_AS_ROOT"] = env["OMPI_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"

@@ -182,7 +182,7 @@ TENSORS: list[tuple[Callable[[dict[str, Any]], None], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("change", "words"), TENSORS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("change", "words"), TENSORS, ids=lambda value: value[0] if isinstance(value, list) else "")
 def test_tensors_that_do_not_fit_the_config(
     write_checkpoint: Write, tmp_path: Path, change: Callable[[dict[str, Any]], None], words: list[str]
 ) -> None:
