@@ -70,7 +70,8 @@ class Executor:
         self.error: Exception | None = None
         config = self.config
         width = min(config.max_beam_width, config.max_batch_size)
-        self.limits = Limits(config.vocab, config.max_seq_len, config.kv_blocks * BLOCK_TOKENS, width)
+        tokens = config.kv_blocks * BLOCK_TOKENS
+        self.limits = Limits(config.vocab, config.max_seq_len, tokens, width, config.max_batch_size)
         self.scheduler = Scheduler(
             BlockAllocator(config.kv_blocks, BLOCK_TOKENS),
             config.max_batch_size,
@@ -105,7 +106,7 @@ class Executor:
         check_request(request, self.limits)
         check_beams(request, self.limits)
         self._check_means(request)
-        width = request.sampling.beam_width
+        width = max(request.sampling.beam_width, request.num_return_sequences)
         sequence = Sequence(next(self._ids), request, on_output, list(request.prompt), width=width)
         check_blocks(sequence, self.scheduler)
         with self._wake:

@@ -20,6 +20,7 @@ from shardyard.runtime.results import Floats, StepResult, merge_results, pack_re
 from shardyard.runtime.sampler import choose, log_probability
 from shardyard.runtime.scheduler import Scheduler, Step
 from shardyard.runtime.sequence import Sequence
+from shardyard.runtime.siblings import Siblings
 
 __all__ = ["Leader"]
 
@@ -58,7 +59,7 @@ class Leader:
         """Take a request."""
         self._sequences[sequence.id] = sequence
         if sequence.width > 1:
-            Beams(sequence, self.scheduler)
+            (Beams if sequence.request.sampling.beam_width > 1 else Siblings)(sequence, self.scheduler)
         (self.preparing if needs_means(sequence) else self.scheduler).add(sequence)
 
     def cancel(self, id: int) -> None:
@@ -122,15 +123,19 @@ class Leader:
         agrees = True
         for row, (sequence, draft) in enumerate(zip(step.rows, step.drafts, strict=True)):
             agrees = draft < 0 or (agrees and self._judge(sequence, draft))
-            if agrees and sequence.id in self._sequences:
+            if agrees and self._alive(sequence):
                 index = full_row.get(row)
                 self._extend(sequence, result, row, None if index is None else result.full[index])
         for sequence in step.rows:
             sequence.settle()
 
+    def _alive(self, sequence: Sequence) -> bool:
+        siblings = sequence.siblings
+        return sequence.id in self._sequences and (siblings is None or sequence in siblings.sequences)
+
     def _judge(self, sequence: Sequence, draft: int) -> bool:
         """Note whether the token that was chosen last was the one drafted."""
-        accepted = sequence.tokens[-1] == draft and sequence.id in self._sequences
+        accepted = sequence.tokens[-1] == draft and self._alive(sequence)
         if sequence.lookup:
             sequence.lookup.judge(accepted)
         self.draft_tokens += 1
@@ -149,31 +154,36 @@ class Leader:
     def _extend(self, sequence: Sequence, result: StepResult, row: int, logits: Floats | None) -> None:
         """Choose the sequence's next token. What goes wrong here ends this request and no other."""
         try:
-            log_probs = chosen_from = None
-            if sequence.beams and logits is not None:
-                self._emit_all(sequence, sequence.beams.take(sequence, logits))
-                return
             if logits is None:
                 token = int(result.best[row])
                 if not np.isfinite(result.best_logits[row]):
                     raise ValueError("the logits are not finite")
+                self._emit(sequence, token, sequence.append(token), None, None)
+            elif sequence.beams:
+                self._emit_all(sequence, sequence.beams.take(sequence, logits))
             else:
-                request = sequence.request
-                allowed = sequence.guide.allowed(len(logits)) if sequence.guide else None
-                token = choose(
-                    logits,
-                    sequence.sampling,
-                    sequence.tokens,
-                    sequence.generated,
-                    sequence.barred,
-                    allowed,
-                    request.embedding_bias,
-                )
-                log_probs = [log_probability(logits, token)] if request.want_log_probs else None
-                chosen_from = logits[None].copy() if request.want_generation_logits else None
-            self._emit(sequence, token, sequence.append(token), log_probs, chosen_from)
+                parting = sequence.siblings is not None and sequence.width > 1
+                for one in sequence.siblings.parted() if sequence.siblings and parting else [sequence]:
+                    self._choose(one, logits)
         except Exception as error:
             self._finish(sequence, Output(sequence.id, [], True, "error", f"{type(error).__name__}: {error}"))
+
+    def _choose(self, sequence: Sequence, logits: Floats) -> None:
+        """Choose the next token from its logits, float32 [vocab]."""
+        request = sequence.request
+        allowed = sequence.guide.allowed(len(logits)) if sequence.guide else None
+        token = choose(
+            logits,
+            sequence.sampling,
+            sequence.tokens,
+            sequence.generated,
+            sequence.barred,
+            allowed,
+            request.embedding_bias,
+        )
+        log_probs = [log_probability(logits, token)] if request.want_log_probs else None
+        chosen_from = logits[None].copy() if request.want_generation_logits else None
+        self._emit(sequence, token, sequence.append(token), log_probs, chosen_from)
 
     def _emit(
         self,
@@ -184,10 +194,19 @@ class Leader:
         logits: Floats | None,
     ) -> None:
         if reason == "end_id":
-            self._finish(sequence, Output(sequence.id, [], True, reason, log_probs=[] if log_probs else None))
+            none = Output(sequence.id, [], True, reason, log_probs=[] if log_probs else None, index=sequence.index)
+            self._finish(sequence, none)
             return
         self.generated_tokens += 1
-        output = Output(sequence.id, [token], reason is not None, reason, log_probs=log_probs, generation_logits=logits)
+        output = Output(
+            sequence.id,
+            [token],
+            reason is not None,
+            reason,
+            log_probs=log_probs,
+            index=sequence.index,
+            generation_logits=logits,
+        )
         if reason:
             self._finish(sequence, output)
         else:
@@ -203,10 +222,19 @@ class Leader:
                 sequence.on_output(output)
 
     def _finish(self, sequence: Sequence, output: Output) -> None:
-        """Forget the request, free its blocks, and give its owner the last output, whatever the owner does with it."""
+        """Forget the request, free its blocks, and give its owner the last output, whatever the owner does with it.
+
+        Where other answers to the prompt are still being made, only this one ends.
+        """
+        several = sequence.beams or sequence.siblings
+        if sequence.siblings and not output.error and output.finish_reason != "cancelled":
+            self.scheduler.remove(sequence)
+            if sequence.siblings.leave(sequence):
+                sequence.on_output(replace(output, finished=False, figures=sequence.figures))
+                return
         del self._sequences[sequence.id]
         if not self.preparing.remove(sequence):
-            for one in sequence.beams.sequences if sequence.beams else [sequence]:
+            for one in several.sequences if several else [sequence]:
                 self.scheduler.remove(one)
         self.prompt_tokens += len(sequence.request.prompt)
         try:

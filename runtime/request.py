@@ -158,12 +158,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine can take: sizes in tokens, and beams of a request."""
+    """What the engine can take: sizes in tokens, beams and other answers of a request."""
 
     vocab: int
     max_seq_len: int
     kv_tokens: int
     max_beam_width: int = 1
+    max_answers: int = 1
 
 
 def check_request(request: Request, limits: Limits) -> None:

@@ -14,6 +14,7 @@ from shardyard.runtime.speculation import PromptLookup
 
 if TYPE_CHECKING:
     from shardyard.runtime.beams.beams import Beams
+    from shardyard.runtime.siblings import Siblings
 
 __all__ = ["OnOutput", "Sequence"]
 
@@ -29,7 +30,8 @@ class Sequence:
     included; ``group``: the first's id, by which those answers are known as one request's. ``awaited``: its next token
     is being computed. ``keys`` of its full blocks, of which the first ``published`` can be found by others.
     ``new_blocks`` and ``reused_blocks``: those that it has been given so far. ``lookup`` makes ``drafts``, which the
-    step takes along. ``beams``: those of the search that it is one of. Times are ``time.monotonic_ns``; 0 has not come
+    step takes along. ``beams``: those of the search that it is one of; ``siblings``: the other answers to its prompt,
+    of which it is the ``index``-th. Times are ``time.monotonic_ns``; 0 has not come
     yet.
     """
 
@@ -56,6 +58,8 @@ class Sequence:
     first_token_ns: int = 0
     last_token_ns: int = 0
     beams: Beams | None = None
+    siblings: Siblings | None = None
+    index: int = 0
 
     @property
     def pending(self) -> int:
@@ -113,7 +117,16 @@ class Sequence:
         request, sampling = self.request, self.request.sampling
         plain = sampling.greedy and not sampling.penalized and not request.want_log_probs
         changed = request.guide is not None or request.embedding_bias is not None or bool(request.bad_words)
-        return not plain or changed or request.want_generation_logits or bool(self.barred) or self.beams is not None
+        several = self.width > 1 or self.beams is not None
+        return not plain or changed or request.want_generation_logits or bool(self.barred) or several
+
+    def copy(self) -> Sequence:
+        """Return a sequence of the same request that has come as far and holds no blocks yet."""
+        guide = self.guide.fork() if self.guide else None
+        child = Sequence(self.id, self.request, self.on_output, list(self.tokens), adapter=self.adapter, guide=guide)
+        child.arrived_ns, child.scheduled_ns = self.arrived_ns, self.scheduled_ns
+        child.first_token_ns, child.last_token_ns = self.first_token_ns, self.last_token_ns
+        return child
 
     def append(self, token: int) -> FinishReason | None:
         """Add the next token, unless it is an end id; return why the answer ends here, if it does.

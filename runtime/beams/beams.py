@@ -58,10 +58,8 @@ class Beams:
             self._scheduler.remove(sequence)
 
     def _fork(self, parent: Sequence) -> Sequence:
-        child = Sequence(parent.id, parent.request, parent.on_output, list(parent.tokens))
-        child.adapter, child.beams = parent.adapter, self
-        child.arrived_ns, child.scheduled_ns = parent.arrived_ns, parent.scheduled_ns
-        child.first_token_ns, child.last_token_ns = parent.first_token_ns, parent.last_token_ns
+        child = parent.copy()
+        child.beams = self
         self._scheduler.fork(parent, child)
         return child
 

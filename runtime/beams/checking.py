@@ -29,10 +29,15 @@ def check_beams(request: Request, limits: Limits) -> None:
             why=f"possible: 1 to {most} (engine.max_beam_width)",
             fix="ask for fewer beams, or build the engine with a larger engine.max_beam_width",
         )
+    if width == 1:
+        if not 1 <= answers <= limits.max_answers:
+            raise RequestError(
+                f"num_return_sequences={answers} is out of range",
+                why=f"possible: 1 to {limits.max_answers} (engine.max_batch_size)",
+            )
+        return
     if not 1 <= answers <= width:
         raise RequestError(f"num_return_sequences={answers} is out of range", why=f"possible: 1 to beam_width={width}")
-    if width == 1:
-        return
     for part, alone in ((request, _ALONE), (request.sampling, _PENALTIES)):
         for name, without in alone.items():
             value = getattr(part, name)

@@ -45,7 +45,7 @@ def engine(tmp_path: Path) -> Make:
                 "num_key_value_heads": 4,
                 "head_size": 8,
             },
-            "build_config": {"max_batch_size": 1, "max_seq_len": 64, "max_num_tokens": 64},
+            "build_config": {"max_batch_size": 1, "max_seq_len": 64, "max_num_tokens": 64, "max_beam_width": 1},
             "shardyard": asdict(replace(cpu, **changed)),
         }
         (tmp_path / "config.json").write_text(json.dumps(config))
