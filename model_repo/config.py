@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +10,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from shardyard.errors import ArtifactError
-from shardyard.model_repo.ensemble import DECOUPLED, STEPS
-from shardyard.model_repo.tensors import MODELS, Tensor
+from shardyard.model_repo.ensemble import DECOUPLED, STEPS, Step
+from shardyard.model_repo.tensors import MODELS, ModelTensors, Tensor
 
 __all__ = ["ModelSettings", "ensemble_config", "parse", "python_config", "render"]
 
@@ -31,10 +31,12 @@ class ModelSettings:
     parameters: Mapping[str, str] = field(default_factory=dict)
 
 
-def python_config(settings: ModelSettings) -> Any:
-    """Return the ModelConfig of a model of the Python backend."""
-    config = _base(settings.name, settings.max_batch_size)
-    config.backend = "python"
+def python_config(
+    settings: ModelSettings, models: Mapping[str, ModelTensors] = MODELS, *, backend: str = "python"
+) -> Any:
+    """Return the ModelConfig of a model of the Python backend, or of another backend that takes its place."""
+    config = _base(settings.name, settings.max_batch_size, models)
+    config.backend = backend
     config.instance_group.add(count=settings.instances, kind=pb.ModelInstanceGroup.KIND_CPU)
     config.model_transaction_policy.decoupled = settings.name in DECOUPLED
     if settings.batching:
@@ -47,26 +49,28 @@ def python_config(settings: ModelSettings) -> Any:
     return config
 
 
-def ensemble_config(max_batch_size: int) -> Any:
+def ensemble_config(
+    max_batch_size: int, models: Mapping[str, ModelTensors] = MODELS, steps: Sequence[Step] = STEPS
+) -> Any:
     """Return the ModelConfig of the ensemble. It is decoupled because a step is; it has no policy of its own."""
-    config = _base("ensemble", max_batch_size)
+    config = _base("ensemble", max_batch_size, models)
     config.platform = "ensemble"
-    for step in STEPS:
+    for step in steps:
         message = config.ensemble_scheduling.step.add(model_name=step.model, model_version=-1)
         message.input_map.update(step.inputs)
         message.output_map.update(step.outputs)
     return config
 
 
-def _base(name: str, max_batch_size: int) -> Any:
+def _base(name: str, max_batch_size: int, models: Mapping[str, ModelTensors]) -> Any:
     config = pb.ModelConfig(name=name, max_batch_size=max_batch_size)
-    for tensor in MODELS[name].inputs:
+    for tensor in models[name].inputs:
         message = config.input.add(**_common(tensor))
         message.optional = tensor.optional
         message.allow_ragged_batch = tensor.ragged
         if tensor.scalar:
             message.reshape.SetInParent()
-    for tensor in MODELS[name].outputs:
+    for tensor in models[name].outputs:
         config.output.add(**_common(tensor))
     return config
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from shardyard.errors import ArtifactError, PipelineError
 from shardyard.manifest import read_manifest, stamp_files
 from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
 from shardyard.model_repo.ensemble import STEPS, check_edges
+from shardyard.model_repo.gpu_fill import fill_gpu
+from shardyard.model_repo.repository_files import TOKENIZER, write_repository
 from shardyard.model_repo.special_ids import SpecialIds, read_special_ids
 from shardyard.model_repo.tensors import MODELS
 from shardyard.model_repo.tokenizer_files import check_tokenizer
@@ -26,9 +27,6 @@ from shardyard.toolchain import describe
 __all__ = ["check_target", "fill"]
 
 STAGE = "fill"
-VERSION = "1"
-#: Where the tokenizer lies in the repository; the models find it by their parameter ``tokenizer_dir``.
-TOKENIZER = f"preprocessing/{VERSION}/tokenizer"
 #: Model → the module of its code.
 _MODULES = {
     "preprocessing": "preprocessing",
@@ -52,7 +50,7 @@ class _Facts:
 
 
 def check_target(pipeline: Pipeline) -> None:
-    """Check that a repository can be filled for the engine's target.
+    """Check that the engine's target can be launched from here.
 
     Raises:
         PipelineError: it is a GPU target.
@@ -61,8 +59,8 @@ def check_target(pipeline: Pipeline) -> None:
     if target != "cpu":
         raise PipelineError(
             f"engine.target={target} cannot be served from here yet",
-            why="the model repository is for the embedded CPU engine; convert, verify and build know GPU targets",
-            fix="stop after shardyard build, or set engine.target to cpu",
+            why="launch and supervision are for the CPU engine; convert, verify, build and fill know GPU engines",
+            fix="stop after shardyard fill, or set engine.target to cpu",
         )
 
 
@@ -74,9 +72,16 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
     Raises:
         ArtifactError: ``engine`` is unfinished.
         CheckpointError: there is no tokenizer.json, or it does not fit the engine's vocabulary.
-        PipelineError: a setting under ``serve`` cannot work; the engine is for GPUs.
+        PipelineError: a setting under ``serve`` cannot work; the target has no repository.
     """
-    check_target(pipeline)
+    if pipeline.engine.target == "tensorrt_llm":
+        return fill_gpu(pipeline, engine, out, console)
+    if pipeline.engine.target == "tensorrt_llm_api":
+        raise PipelineError(
+            "engine.target=tensorrt_llm_api cannot be filled from here yet",
+            why="the LLM API has a model of its own in NVIDIA's images, which reads the model.yaml of shardyard build",
+            fix="copy model.yaml beside that model, or set engine.target to tensorrt_llm",
+        )
     manifest = read_manifest(engine, "build")
     build, vocab_size = _read_engine(engine)
     serve, source, tokenizer = pipeline.serve, pipeline.checkpoint_path(), pipeline.tokenizer_path()
@@ -99,15 +104,7 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
     }
 
     def work(draft: Draft) -> None:
-        for name, text in configurations(facts, serve).items():
-            version = draft.folder / name / VERSION
-            version.mkdir(parents=True)
-            (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
-            _write_code(version, _MODULES.get(name))
-        folder = draft.folder / TOKENIZER
-        folder.mkdir()
-        for name in names:
-            shutil.copyfile(tokenizer / name, folder / name)
+        write_repository(draft.folder, configurations(facts, serve), _MODULES, tokenizer, names)
 
     return run_stage(STAGE, out, engine, inputs, settings, describe("tokenizers", "tritonclient"), work, console)
 
@@ -163,6 +160,8 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "tokenizer_dir": TOKENIZER,
             "add_special_tokens": "true",
             "max_seq_len": str(facts.max_seq_len),
+            # Chunks take prompts of any length; an answer has at least one token.
+            "max_prompt": str(facts.max_seq_len - 1),
             "end_ids": json.dumps(facts.special.end_ids),
             "pad_id": str(facts.special.pad_id),
             "request_inputs": json.dumps([tensor.name for tensor in MODELS["ensemble"].inputs]),
@@ -184,19 +183,6 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
 
 def _flag(value: bool) -> str:
     return "true" if value else "false"
-
-
-def _write_code(version: Path, module: str | None) -> None:
-    """Write the thin model.py, or, for the ensemble, a file that keeps the folder which Triton wants."""
-    if module is None:
-        (version / ".keep").touch()
-        return
-    (version / "model.py").write_text(
-        f'"""Triton loads this file; the code is shardyard.model_repo.models.{module}."""\n\n'
-        f"from shardyard.model_repo.models.{module} import TritonPythonModel\n\n"
-        '__all__ = ["TritonPythonModel"]\n',
-        encoding="utf-8",
-    )
 
 
 def _check(serve: ServeSpec) -> None:

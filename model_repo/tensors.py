@@ -16,7 +16,7 @@ from typing import Literal
 
 __all__ = ["MODELS", "Datatype", "ModelTensors", "Tensor"]
 
-Datatype = Literal["BOOL", "FP32", "INT32", "INT64", "STRING", "UINT64"]
+Datatype = Literal["BF16", "BOOL", "FP16", "FP32", "INT32", "INT64", "STRING", "UINT8", "UINT64"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from shardyard.gpu_spec import GpuServeSpec
+
 __all__ = [
     "EngineSpec",
     "LengthSpec",
@@ -169,6 +171,7 @@ class ServeSpec(_Section):
         str | None, Field(description="folder of LoRA adapters: <id>/adapter_config.json and adapter_model.safetensors")
     ] = None
     exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
+    gpu: GpuServeSpec = GpuServeSpec()
     hosts: Annotated[
         tuple[str, ...],
         Field(strict=False, description="NAME:RANKS of each host, this one first; empty: this one alone"),

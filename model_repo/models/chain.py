@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ __all__ = ["Chain", "ChainError"]
 #: Seconds between two looks whether clients are still there.
 PERIOD = 0.1
 
-_PREPROCESSING, _ENGINE, _POSTPROCESSING = STEPS
 _SIDE = frozenset(tensor.name for tensor in SIDE_OUTPUTS)
 
 
@@ -40,6 +39,9 @@ class Chain:
     before. The engine sends a chunk only after the one before is acknowledged (``Follower``), so that does not happen.
     """
 
+    #: The ensemble's steps that the chain takes.
+    steps: tuple[Step, ...] = STEPS
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._clients: dict[str, Client] = {}
@@ -56,18 +58,23 @@ class Chain:
         Raises:
             ChainError: one of the models refused the request or failed.
         """
-        pool = {**tensors, **_call(_PREPROCESSING, tensors)}
+        preprocessing, engine, postprocessing = self.steps
+        pool = {**tensors, **_call(preprocessing, tensors)}
         pool["_FOLLOWER"] = np.array([[Follower.MODEL]], dtype=np.int32)
         inner = str(uuid.uuid4())
         with self._lock:
             self._clients[inner] = client
         try:
-            for made in _stream(_ENGINE, pool, inner):
+            for made in self.numbered(tensors, _stream(engine, pool, inner)):
                 side = {name: array for name, array in made.items() if name in _SIDE}
-                yield {**_call(_POSTPROCESSING, made), **side}
+                yield {**_call(postprocessing, made), **side}
         finally:
             with self._lock:
                 self._clients.pop(inner, None)
+
+    def numbered(self, tensors: Arrays, answers: Iterable[Arrays]) -> Iterable[Arrays]:
+        """Return the engine's answers as ``postprocessing`` takes them; this engine numbers its chunks itself."""
+        return answers
 
     def _watch(self) -> None:
         while not self._stopping.wait(PERIOD):
@@ -77,10 +84,10 @@ class Chain:
                 if client.gone():
                     with self._lock:
                         self._clients.pop(inner, None)
-                    _stop(inner)
+                    _stop(self.steps[1], inner)
 
 
-def _stop(request_id: str) -> None:
+def _stop(engine: Step, request_id: str) -> None:
     """Ask the engine to end a request. The lengths are there because the model requires them."""
     one = np.array([[1]], dtype=np.int32)
     tensors = [
@@ -89,7 +96,7 @@ def _stop(request_id: str) -> None:
         pb_utils.Tensor("stop", np.array([[True]])),
     ]
     request = pb_utils.InferenceRequest(
-        model_name=_ENGINE.model, request_id=request_id, requested_output_names=["output_ids"], inputs=tensors
+        model_name=engine.model, request_id=request_id, requested_output_names=["output_ids"], inputs=tensors
     )
     for _ in request.exec(decoupled=True):
         pass

@@ -24,7 +24,7 @@ class ChainModel:
         settings = Settings.read(args)
         Heartbeat(0, settings.name)
         self._known = settings.inputs()
-        self._chain = Chain()
+        self._chain = self.make_chain()
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Start a thread for each request."""
@@ -42,6 +42,10 @@ class ChainModel:
     def finalize(self) -> None:
         """Stop to look after clients."""
         self._chain.close()
+
+    def make_chain(self) -> Chain:
+        """Return the chain that this model runs."""
+        return Chain()
 
     def check(self, tensors: Arrays) -> None:
         """Refuse requests that this model cannot answer.

@@ -27,6 +27,7 @@ class TritonPythonModel:
             end_ids=tuple(json.loads(settings.parameter("end_ids"))),
             pad_id=int(settings.parameter("pad_id")),
             max_seq_len=int(settings.parameter("max_seq_len")),
+            max_prompt=int(settings.parameter("max_prompt")),
             add_special_tokens=settings.flag("add_special_tokens"),
         )
 

@@ -26,12 +26,13 @@ _TRITONS = frozenset({"id"})
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """``end_ids``: every id that ends an answer; ``pad_id``: what fills short rows."""
+    """``end_ids``: every id that ends an answer; ``pad_id``: what fills short rows; ``max_prompt``: its most tokens."""
 
     tokenizer: Tokenizer
     end_ids: tuple[int, ...]
     pad_id: int
     max_seq_len: int
+    max_prompt: int
     add_special_tokens: bool = True
 
     def __call__(self, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
@@ -40,11 +41,15 @@ class Preprocessor:
         Raises:
             RequestError: the prompt or the length of the answer is not possible.
         """
+        check_done(tensors)
         prompt = self._prompt(tensors)
         if "REQUEST_OUTPUT_LEN" not in tensors:
             raise RequestError("max_tokens is missing", "every answer needs a limit", "send max_tokens, 1 or more")
         new = integer(tensors, "REQUEST_OUTPUT_LEN")
         check_lengths(len(prompt), new, self.max_seq_len)
+        if len(prompt) > self.max_prompt:
+            why = f"the engine takes prompts of up to {self.max_prompt}"
+            raise RequestError(f"the prompt has {len(prompt)} tokens", why, "send a shorter prompt")
         end_id, also_end = self._ends(tensors)
         words = [*self._words(tensors, "STOP_WORDS_DICT"), *([index] for index in also_end)]
         return {
@@ -77,6 +82,28 @@ class Preprocessor:
 
     def _words(self, tensors: Tensors, name: str) -> list[list[int]]:
         return [self.tokenizer.encode(word, special=False) for word in texts(tensors, name) if word]
+
+
+#: Inputs that TensorRT-LLM's preprocessing declares and this one does not do, as clients of the ensemble call them.
+_NOT_DONE = {
+    "DECODER_QUERY": "decoder_text_input",
+    "IMAGE_BYTES": "IMAGE_BYTES",
+    "IMAGE_URL": "IMAGE_URL",
+    "VIDEO_BYTES": "VIDEO_BYTES",
+    "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
+    "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
+    "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
+}
+
+
+def check_done(tensors: Tensors) -> None:
+    """Refuse inputs that would have no effect.
+
+    Raises:
+        RequestError: there is one.
+    """
+    for name in tensors.keys() & _NOT_DONE.keys():
+        raise RequestError(f"{_NOT_DONE[name]} is not done here", "it would have no effect", "leave it out")
 
 
 def check_parameters(parameters: str, known: Collection[str]) -> None:

@@ -18,7 +18,7 @@ MAX_SEQ_LEN = 32
 
 @pytest.fixture
 def preprocess(byte_level: Tokenizer) -> Preprocessor:
-    return Preprocessor(byte_level, end_ids=(1, 2), pad_id=3, max_seq_len=MAX_SEQ_LEN)
+    return Preprocessor(byte_level, end_ids=(1, 2), pad_id=3, max_seq_len=MAX_SEQ_LEN, max_prompt=MAX_SEQ_LEN)
 
 
 def _tensors(prompt: str | bytes | None, new: int | None = 8, **more: Any) -> dict[str, Any]:
@@ -41,6 +41,18 @@ def test_every_output_is_there_with_its_shape(preprocess: Preprocessor) -> None:
         assert all(a == b or b == -1 for a, b in zip(array.shape[1:], dims, strict=True)), name
 
 
+def test_a_prompt_that_is_longer_than_a_step(byte_level: Tokenizer) -> None:
+    preprocess = Preprocessor(byte_level, end_ids=(), pad_id=0, max_seq_len=MAX_SEQ_LEN, max_prompt=1)
+    with pytest.raises(RequestError, match=r"the prompt has \d tokens") as caught:
+        preprocess(_tensors("it is so"))
+    assert "up to 1" in caught.value.why
+
+
+def test_inputs_that_would_have_no_effect_are_refused(preprocess: Preprocessor) -> None:
+    with pytest.raises(RequestError, match="embedding_bias_words is not done here"):
+        preprocess(_tensors("it is so", EMBEDDING_BIAS_WORDS=np.array([[b"x"]], dtype=object)))
+
+
 def test_ends(preprocess: Preprocessor) -> None:
     made = preprocess(_tensors("it is so"))
     assert made["OUT_END_ID"].tolist() == [[1]]
@@ -56,7 +68,7 @@ def test_a_request_s_own_end_id_is_the_only_one(preprocess: Preprocessor) -> Non
 
 
 def test_no_end_ids(byte_level: Tokenizer) -> None:
-    preprocess = Preprocessor(byte_level, end_ids=(), pad_id=0, max_seq_len=MAX_SEQ_LEN)
+    preprocess = Preprocessor(byte_level, end_ids=(), pad_id=0, max_seq_len=MAX_SEQ_LEN, max_prompt=MAX_SEQ_LEN)
     assert preprocess(_tensors("it is so"))["OUT_END_ID"].tolist() == [[-1]]
 
 

@@ -14,7 +14,7 @@ import yaml
 from shardyard.builder.build import build, show
 from shardyard.console import Console
 from shardyard.errors import CheckpointError, PipelineError, UsageError
-from shardyard.model_repo.fill import fill
+from shardyard.model_repo.fill import check_target
 from shardyard.mpi import child_environment
 from shardyard.spec import Pipeline
 
@@ -76,9 +76,9 @@ def test_the_cpu_runs_no_commands(llama_70b: Path, gpu_pipeline: MakePipeline, t
         show(gpu_pipeline(llama_70b, target="cpu"), tmp_path, tmp_path / "engine", QUIET)
 
 
-def test_filling_waits(llama_70b: Path, gpu_pipeline: MakePipeline, tmp_path: Path) -> None:
+def test_launching_waits(llama_70b: Path, gpu_pipeline: MakePipeline) -> None:
     with pytest.raises(PipelineError, match="tensorrt_llm cannot be served from here yet") as error:
-        fill(gpu_pipeline(llama_70b), tmp_path, tmp_path / "repo", QUIET)
+        check_target(gpu_pipeline(llama_70b))
     assert "engine.target" in error.value.fix
 
 
