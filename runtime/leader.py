@@ -111,7 +111,7 @@ class Leader:
         before = self.model.compute_s
         logits = self.model.run(step.plan)
         self.scheduler.pace.observe(self.model.compute_s - before, step.prompts, step.drafted)
-        if step.rows:
+        if len(step.plan.samples):
             own = None if logits is None else pack_result(logits, step.plan, self.model.spec.vocab_start)
             self._under_way.append((step, own))
 
@@ -120,6 +120,9 @@ class Leader:
         step, own = self._under_way.popleft()
         result = self._result(step, own)
         full_row = {int(row): index for index, row in enumerate(step.plan.full)}
+        for row, (sequence, place) in enumerate(step.context, len(step.rows)):
+            if self._alive(sequence) and not sequence.generated:
+                sequence.keep_context(place, result.full[full_row[row]])
         agrees = True
         for row, (sequence, draft) in enumerate(zip(step.rows, step.drafts, strict=True)):
             agrees = draft < 0 or (agrees and self._judge(sequence, draft))
@@ -171,6 +174,8 @@ class Leader:
     def _choose(self, sequence: Sequence, logits: Floats) -> None:
         """Choose the next token from its logits, float32 [vocab]."""
         request = sequence.request
+        if request.want_context_logits and not sequence.generated and not sequence.index:
+            sequence.keep_context(len(request.prompt) - 1, logits)
         allowed = sequence.guide.allowed(len(logits)) if sequence.guide else None
         token = choose(
             logits,
@@ -184,6 +189,7 @@ class Leader:
         log_probs = [log_probability(logits, token)] if request.want_log_probs else None
         chosen_from = logits[None].copy() if request.want_generation_logits else None
         self._emit(sequence, token, sequence.append(token), log_probs, chosen_from)
+        sequence.context = None
 
     def _emit(
         self,
@@ -194,17 +200,18 @@ class Leader:
         logits: Floats | None,
     ) -> None:
         if reason == "end_id":
-            none = Output(sequence.id, [], True, reason, log_probs=[] if log_probs else None, index=sequence.index)
-            self._finish(sequence, none)
-            return
-        self.generated_tokens += 1
+            tokens, log_probs, logits = [], [] if log_probs else None, None
+        else:
+            tokens = [token]
+        self.generated_tokens += len(tokens)
         output = Output(
             sequence.id,
-            [token],
+            tokens,
             reason is not None,
             reason,
             log_probs=log_probs,
             index=sequence.index,
+            context_logits=sequence.context,
             generation_logits=logits,
         )
         if reason:

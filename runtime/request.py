@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -174,7 +174,6 @@ def check_request(request: Request, limits: Limits) -> None:
         RequestError: names the field, its value and what is possible.
     """
     _check_lengths(request, limits)
-    _check_possible(request)
     _check_priority(request.priority)
     _check_bias(request.embedding_bias, limits.vocab)
     words = [
@@ -191,12 +190,6 @@ def check_request(request: Request, limits: Limits) -> None:
             raise RequestError(f"{name}={value} is out of range", why=f"possible: {low:g} to {high:g}")
 
 
-#: What the engine does not do yet: these fields must keep their defaults.
-_NOT_YET = {
-    "want_context_logits",
-}  # fmt: skip
-
-
 def _check_priority(priority: float) -> None:
     if not 0 <= priority <= 1:
         raise RequestError(f"priority={priority} is out of range", why="possible: 0 to 1; a higher one is served first")
@@ -211,16 +204,6 @@ def _check_bias(bias: NDArray[np.float32] | None, vocab: int) -> None:
         )
     if np.isnan(bias).any() or bias.max() == np.inf:
         raise RequestError("embedding_bias is not finite", why="only numbers and minus infinity can be added to logits")
-
-
-def _check_possible(request: Request) -> None:
-    for part in (request, request.sampling):
-        for field in fields(part):
-            value = getattr(part, field.name)
-            if field.name in _NOT_YET and (value is not None if field.default is None else value != field.default):
-                raise RequestError(
-                    f"{field.name} is not possible", why="this engine does not do it", fix="leave it out"
-                )
 
 
 _RANGES: dict[str, tuple[float, float]] = {

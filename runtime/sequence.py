@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shardyard.runtime.guides.guided_answer import GuidedAnswer
 from shardyard.runtime.request import Figures, FinishReason, Output, Request, SamplingParams
 from shardyard.runtime.sampler import bad_ends, decayed_top_p
@@ -31,8 +34,8 @@ class Sequence:
     is being computed. ``keys`` of its full blocks, of which the first ``published`` can be found by others.
     ``new_blocks`` and ``reused_blocks``: those that it has been given so far. ``lookup`` makes ``drafts``, which the
     step takes along. ``beams``: those of the search that it is one of; ``siblings``: the other answers to its prompt,
-    of which it is the ``index``-th. Times are ``time.monotonic_ns``; 0 has not come
-    yet.
+    of which it is the ``index``-th. ``context``: logits of the prompt's tokens so far, float32 [prompt, vocab].
+    Times are ``time.monotonic_ns``; 0 has not come yet.
     """
 
     id: int
@@ -60,6 +63,7 @@ class Sequence:
     beams: Beams | None = None
     siblings: Siblings | None = None
     index: int = 0
+    context: NDArray[np.float32] | None = None
 
     @property
     def pending(self) -> int:
@@ -118,7 +122,14 @@ class Sequence:
         plain = sampling.greedy and not sampling.penalized and not request.want_log_probs
         changed = request.guide is not None or request.embedding_bias is not None or bool(request.bad_words)
         several = self.width > 1 or self.beams is not None
-        return not plain or changed or request.want_generation_logits or bool(self.barred) or several
+        wanted = request.want_generation_logits or (request.want_context_logits and not self.generated)
+        return not plain or changed or wanted or bool(self.barred) or several
+
+    def keep_context(self, place: int, logits: NDArray[np.float32]) -> None:
+        """Keep the logits, float32 [vocab], of the prompt's token at ``place``."""
+        if self.context is None:
+            self.context = np.empty((len(self.request.prompt), len(logits)), np.float32)
+        self.context[place] = logits
 
     def copy(self) -> Sequence:
         """Return a sequence of the same request that has come as far and holds no blocks yet."""

@@ -16,13 +16,15 @@ __all__ = ["Step", "build_step"]
 
 @dataclass(frozen=True)
 class Step:
-    """One step: its plan, for each of the plan's sample rows the sequence that gets a token from it and the draft
-    before it (-1: none), and how many tokens of prompts there are.
+    """One step: its plan, for each of the plan's first sample rows the sequence that gets a token from it and the draft
+    before it (-1: none), for each further one whose prompt it is of and which token of it, and how many tokens of
+    prompts there are.
     """
 
     plan: StepPlan
     rows: list[Sequence]
     drafts: list[int]
+    context: list[tuple[Sequence, int]]
     prompts: int
 
     @property
@@ -39,6 +41,8 @@ def build_step(chosen: Many[tuple[Sequence, int]], copies: list[int], allocator:
     full: list[int] = []
     rows: list[Sequence] = []
     drafts: list[int] = []
+    context: list[tuple[Sequence, int]] = []
+    of_prompts: list[int] = []
     prompts = 0
     for sequence, count in chosen:
         end = sequence.past + count
@@ -56,8 +60,15 @@ def build_step(chosen: Many[tuple[Sequence, int]], copies: list[int], allocator:
             samples += range(len(tokens) - len(wanted), len(tokens))
             rows += [sequence] * len(wanted)
             drafts += wanted
+        if sequence.request.want_context_logits and not sequence.generated:
+            # The prompt's last token has a row already.
+            places = range(sequence.past, min(end, len(sequence.request.prompt) - 1))
+            context += [(sequence, place) for place in places]
+            of_prompts += [begins[-2] + place - sequence.past for place in places]
+    full += range(len(rows), len(rows) + len(context))
+    samples += of_prompts
     adapters = [sequence.adapter for sequence, _ in chosen]
     if max(adapters) < 0:
         adapters = []
     lists = (tokens, past, begins, blocks, block_begins, samples, full, adapters, copies)
-    return Step(StepPlan(*(np.array(values, np.int32) for values in lists)), rows, drafts, prompts)
+    return Step(StepPlan(*(np.array(values, np.int32) for values in lists)), rows, drafts, context, prompts)

@@ -31,6 +31,8 @@ def lead(engine: Path, requests: list[dict], idle: float, lora_dir: Path | None)
         def take(output) -> None:
             answer["tokens"] += output.tokens
             answer["log_probs"] += output.log_probs or []
+            if output.context_logits is not None:
+                answer["context"] = output.context_logits.tolist()
             if output.cum_log_prob is not None:
                 answer.setdefault("beams", []).append([output.tokens, output.cum_log_prob])
             if output.finished:
