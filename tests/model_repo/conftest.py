@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Library
 
+from shardyard.artifacts import write_artifact
+from shardyard.console import Console
+from shardyard.model_repo.fill import fill
 from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.pipeline_file import parse_pipeline
 
 TEXT = [
     "A river begins as rain on a hill. It gathers in small streams, and grows as others join it.",
@@ -45,8 +52,6 @@ def _llama2() -> Library:
 
 def _without_byte_specials(tokenizer: Library) -> Library:
     """Byte tokens are ordinary entries of the vocabulary, neither added nor special: rebuild the model without that."""
-    import json
-
     content = json.loads(tokenizer.to_str())
     content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] in SPECIAL]
     return Library.from_str(json.dumps(content))
@@ -124,3 +129,47 @@ def tokenizer(request: pytest.FixtureRequest, tokenizers: dict[str, Tokenizer]) 
 def byte_level(tokenizers: dict[str, Tokenizer]) -> Tokenizer:
     """The kind that most models have."""
     return tokenizers["byte-level BPE"]
+
+
+def _write_gpu_engine(folder: Path, *, plugins: dict[str, Any], model: dict[str, Any], **build: Any) -> None:
+    config = {
+        "version": "1.0.0",
+        "pretrained_config": {"dtype": "bfloat16", "vocab_size": 515, "mapping": {"world_size": 2}, **model},
+        "build_config": {
+            "max_batch_size": 4,
+            "max_seq_len": 128,
+            "max_num_tokens": 64,
+            "kv_cache_type": "PAGED",
+            "plugin_config": {"use_paged_context_fmha": True, "remove_input_padding": True, **plugins},
+            **build,
+        },
+    }
+    with write_artifact(folder, "build", folder.parent, {}, {}, {}) as draft:
+        (draft.folder / "config.json").write_text(json.dumps(config))
+        for rank in range(2):
+            (draft.folder / f"rank{rank}.engine").write_bytes(b"ftrt")
+
+
+@pytest.fixture
+def fill_gpu(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
+    """Fill a repository for an engine of two ranks; arguments change its config.json and the pipeline's gpu section."""
+
+    def make(
+        serve: dict[str, Any] | None = None,
+        *,
+        plugins: dict[str, Any] | None = None,
+        model: dict[str, Any] | None = None,
+        build: dict[str, Any] | None = None,
+        **gpu: Any,
+    ) -> Path:
+        engine = tmp_path / "engine"
+        _write_gpu_engine(engine, plugins=plugins or {}, model=model or {}, **(build or {}))
+        raw = {
+            "name": "t",
+            "model": {"checkpoint": str(make_checkpoint())},
+            "engine": {"target": "tensorrt_llm"},
+            "serve": {**(serve or {}), "gpu": gpu},
+        }
+        return fill(parse_pipeline(raw), engine, tmp_path / "model_repo", Console(quiet=True)).folder
+
+    return make

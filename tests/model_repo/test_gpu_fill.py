@@ -12,7 +12,6 @@ import pytest
 from google.protobuf.json_format import MessageToDict
 from tritonclient.grpc import model_config_pb2 as pb
 
-from shardyard.artifacts import write_artifact
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, PipelineError
 from shardyard.model_repo.config import parse
@@ -26,50 +25,6 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "gpu_tensors.json"
 QUIET = Console(quiet=True)
 
 Fill = Callable[..., Path]
-
-
-def write_engine(folder: Path, *, plugins: dict[str, Any], model: dict[str, Any], **build: Any) -> None:
-    config = {
-        "version": "1.0.0",
-        "pretrained_config": {"dtype": "bfloat16", "vocab_size": 515, "mapping": {"world_size": 2}, **model},
-        "build_config": {
-            "max_batch_size": 4,
-            "max_seq_len": 128,
-            "max_num_tokens": 64,
-            "kv_cache_type": "PAGED",
-            "plugin_config": {"use_paged_context_fmha": True, "remove_input_padding": True, **plugins},
-            **build,
-        },
-    }
-    with write_artifact(folder, "build", folder.parent, {}, {}, {}) as draft:
-        (draft.folder / "config.json").write_text(json.dumps(config))
-        for rank in range(2):
-            (draft.folder / f"rank{rank}.engine").write_bytes(b"ftrt")
-
-
-@pytest.fixture
-def fill_gpu(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Fill:
-    """Fill a repository for an engine of two ranks; arguments change its config.json and the pipeline's gpu section."""
-
-    def make(
-        serve: dict[str, Any] | None = None,
-        *,
-        plugins: dict[str, Any] | None = None,
-        model: dict[str, Any] | None = None,
-        build: dict[str, Any] | None = None,
-        **gpu: Any,
-    ) -> Path:
-        engine = tmp_path / "engine"
-        write_engine(engine, plugins=plugins or {}, model=model or {}, **(build or {}))
-        raw = {
-            "name": "t",
-            "model": {"checkpoint": str(make_checkpoint())},
-            "engine": {"target": "tensorrt_llm"},
-            "serve": {**(serve or {}), "gpu": gpu},
-        }
-        return fill(parse_pipeline(raw), engine, tmp_path / "model_repo", QUIET).folder
-
-    return make
 
 
 def _config(repo: Path, name: str) -> Any:
