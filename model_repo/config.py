@@ -11,7 +11,8 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from shardyard.errors import ArtifactError
 from shardyard.model_repo.ensemble import DECOUPLED, STEPS, Step
-from shardyard.model_repo.tensors import MODELS, ModelTensors, Tensor
+from shardyard.model_repo.tensor import ModelTensors, Tensor
+from shardyard.model_repo.tensors import MODELS
 
 __all__ = ["ModelSettings", "ensemble_config", "parse", "python_config", "render"]
 

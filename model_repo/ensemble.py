@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from shardyard.errors import ArtifactError
-from shardyard.model_repo.tensors import MODELS, SIDE_OUTPUTS, ModelTensors, Tensor
+from shardyard.model_repo.tensor import ModelTensors, Tensor
+from shardyard.model_repo.tensors import MODELS, SIDE_OUTPUTS
 
 __all__ = ["STEPS", "Step", "check_edges"]
 
@@ -29,17 +30,22 @@ STEPS = (
         "preprocessing",
         {
             "QUERY": "text_input",
+            "DECODER_QUERY": "decoder_text_input",
             "REQUEST_OUTPUT_LEN": "max_tokens",
             "STOP_WORDS_DICT": "stop_words",
             "BAD_WORDS_DICT": "bad_words",
+            "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
+            "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
             "END_ID": "end_id",
             "PAD_ID": "pad_id",
+            "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
         },
         {
             "INPUT_ID": "_INPUT_ID",
             "REQUEST_INPUT_LEN": "_REQUEST_INPUT_LEN",
             "STOP_WORDS_IDS": "_STOP_WORDS_IDS",
             "BAD_WORDS_IDS": "_BAD_WORDS_IDS",
+            "EMBEDDING_BIAS": "_EMBEDDING_BIAS",
             "REQUEST_OUTPUT_LEN": "_REQUEST_OUTPUT_LEN",
             "OUT_END_ID": "_PREPROCESSOR_END_ID",
             "OUT_PAD_ID": "_PREPROCESSOR_PAD_ID",
@@ -56,6 +62,7 @@ STEPS = (
             "pad_id": "_PREPROCESSOR_PAD_ID",
             "stop_words_list": "_STOP_WORDS_IDS",
             "bad_words_list": "_BAD_WORDS_IDS",
+            "embedding_bias": "_EMBEDDING_BIAS",
             "follower": "_FOLLOWER",
             "runtime_top_k": "top_k",
             "runtime_top_p": "top_p",
@@ -63,6 +70,7 @@ STEPS = (
             "runtime_top_p_decay": "top_p_decay",
             "runtime_top_p_reset_ids": "top_p_reset_ids",
             "streaming": "stream",
+            "len_penalty": "length_penalty",
             **_same(
                 "num_return_sequences",
                 "exclude_input_in_output",
@@ -73,13 +81,21 @@ STEPS = (
                 "frequency_penalty",
                 "seed",
                 "return_log_probs",
+                "return_context_logits",
+                "return_generation_logits",
                 "return_perf_metrics",
                 "return_num_input_tokens",
                 "return_num_output_tokens",
                 "beam_width",
+                "early_stopping",
+                "beam_search_diversity_rate",
                 "min_p",
                 "priority",
                 "lora_task_id",
+                "lora_weights",
+                "lora_config",
+                "prompt_embedding_table",
+                "prompt_vocab_size",
                 "guided_decoding_guide_type",
                 "guided_decoding_guide",
             ),

@@ -45,6 +45,7 @@ class _Facts:
 
     max_batch_size: int
     max_seq_len: int
+    vocab_size: int
     engine_path: str
     special: SpecialIds
 
@@ -91,7 +92,7 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
     if not special.end_ids:
         console.warn(f"{source} names no eos_token_id: answers end at max_tokens only")
     engine_path = _relative(engine, out)
-    facts = _Facts(build["max_batch_size"], build["max_seq_len"], engine_path, special)
+    facts = _Facts(build["max_batch_size"], build["max_seq_len"], vocab_size, engine_path, special)
     stamps = stamp_files(tokenizer, names)
     inputs = {**manifest.outputs, **{f"tokenizer/{name}": stamp for name, stamp in stamps.items()}}
     settings = {
@@ -162,6 +163,7 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "max_seq_len": str(facts.max_seq_len),
             # Chunks take prompts of any length; an answer has at least one token.
             "max_prompt": str(facts.max_seq_len - 1),
+            "vocab_size": str(facts.vocab_size),
             "end_ids": json.dumps(facts.special.end_ids),
             "pad_id": str(facts.special.pad_id),
             "request_inputs": json.dumps([tensor.name for tensor in MODELS["ensemble"].inputs]),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from shardyard.errors import ArtifactError
-from shardyard.model_repo.tensors import Datatype
+from shardyard.model_repo.tensor import Datatype
 
 __all__ = ["GpuEngine", "read_gpu_engine"]
 

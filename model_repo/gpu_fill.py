@@ -106,6 +106,7 @@ def _preprocessing(pipeline: Pipeline, engine: GpuEngine, special: SpecialIds, i
         "add_special_tokens": "true",
         "max_seq_len": str(engine.max_seq_len),
         "max_prompt": str(engine.longest_prompt(chunked=chunked)),
+        "vocab_size": "0",
         "end_ids": json.dumps(special.end_ids),
         "pad_id": str(special.pad_id),
         "request_inputs": json.dumps(inputs),

@@ -6,7 +6,7 @@ Read in the backend's published templates and sources; no GPU has run it here.
 
 from __future__ import annotations
 
-from shardyard.model_repo.tensors import Datatype, ModelTensors, Tensor
+from shardyard.model_repo.tensor import Datatype, ModelTensors, Tensor
 
 __all__ = ["gpu_models"]
 
@@ -178,7 +178,7 @@ _PREPROCESSING = ModelTensors(
 _POSTPROCESSING = ModelTensors(
     inputs=(
         *_made(("TOKENS_BATCH", "INT32", (-1, -1)), ("SEQUENCE_LENGTH", "INT32", (-1,))),
-        *_optional(("TEXT_STATE", "INT64", (6,))),
+        *_optional(("TEXT_STATE", "INT64", (-1,))),
     ),
     outputs=_made(("OUTPUT", "STRING", (-1,))),
 )

@@ -39,6 +39,16 @@ class StreamClient:
             RequestError: the endpoint refused the request, failed, or took longer than the request allows.
             LaunchError: no endpoint answers at this address.
         """
+        for texts in self.answers(request):
+            if text := "".join(texts):
+                yield text
+
+    def answers(self, request: GenerateRequest) -> Iterator[list[str]]:
+        """Yield what each response holds: a piece of an answer, or several whole answers.
+
+        Raises:
+            RequestError, LaunchError: as ``generate``.
+        """
         call = self._stub.ModelStreamInfer(iter([request.message(self.model)]), timeout=request.timeout_s)
         answered, refusal = False, ""
         try:
@@ -47,8 +57,8 @@ class StreamClient:
             for response in call:
                 answered = True
                 refusal = refusal or response.error_message
-                if not refusal and (text := _text(response.infer_response)):
-                    yield text
+                if not refusal and (texts := _texts(response.infer_response)):
+                    yield texts
         except grpc.RpcError as error:
             raise self._explain(error, request, answered) from None
         finally:
@@ -80,20 +90,21 @@ class StreamClient:
         return RequestError(f"the request failed {where}", why=f"gRPC says: {details} ({code.name})")
 
 
-def _text(response: Any) -> str:
-    """Return the text of a response; the final one may be empty."""
+def _texts(response: Any) -> list[str]:
+    """Return the texts of a response; the final one may be empty."""
     for index, output in enumerate(response.outputs):
         if output.name == _TEXT:
             raw = response.raw_output_contents[index]
-            return _strings(raw) if raw else "".join(x.decode() for x in output.contents.bytes_contents)
-    return ""
+            parts = _elements(raw) if raw else output.contents.bytes_contents
+            return [part.decode(errors="replace") for part in parts]
+    return []
 
 
-def _strings(raw: bytes) -> str:
-    """Join the elements of a BYTES tensor: each is a length in 4 bytes and that many bytes of UTF-8."""
+def _elements(raw: bytes) -> list[bytes]:
+    """Return the elements of a BYTES tensor: each is a length in 4 bytes and that many bytes of UTF-8."""
     parts = []
     while raw:
         end = 4 + int.from_bytes(raw[:4], "little")
         parts.append(raw[4:end])
         raw = raw[end:]
-    return b"".join(parts).decode(errors="replace")
+    return parts

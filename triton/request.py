@@ -32,6 +32,12 @@ _SCALARS: dict[str, tuple[str, str, str]] = {
     "min_p": ("min_p", "FP32", "<f"),
     "priority": ("priority", "FP32", "<f"),
     "lora_id": ("lora_task_id", "UINT64", "<Q"),
+    "beam_width": ("beam_width", "INT32", "<i"),
+    "length_penalty": ("length_penalty", "FP32", "<f"),
+    "early_stopping": ("early_stopping", "BOOL", "<?"),
+    "beam_diversity": ("beam_search_diversity_rate", "FP32", "<f"),
+    "answers": ("num_return_sequences", "INT32", "<i"),
+    "exclude_prompt": ("exclude_input_in_output", "BOOL", "<?"),
     "stream": ("stream", "BOOL", "<?"),
 }
 
@@ -58,9 +64,19 @@ class GenerateRequest:
     min_p: float | None = None
     priority: float | None = None
     lora_id: int | None = None
+    beam_width: int | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+    beam_diversity: float | None = None
+    #: How many answers to the prompt; None is one, or all beams.
+    answers: int | None = None
     bad_words: tuple[str, ...] = ()
+    #: Words and what is added to the logits of their tokens.
+    bias: tuple[tuple[str, float], ...] = ()
     #: Kind and text of what the answer must be: json, json_schema, regex, ebnf_grammar.
     guide: tuple[str, str] | None = None
+    #: Of answers that are not streamed; None is the server's way.
+    exclude_prompt: bool | None = None
     stream: bool = True
     #: Seconds for the whole answer; None waits for as long as it takes.
     timeout_s: float | None = None
@@ -85,6 +101,11 @@ class GenerateRequest:
         for name, words in (("stop_words", self.stop_words), ("bad_words", self.bad_words)):
             if words:
                 yield name, "BYTES", len(words), _texts(words)
+        if self.bias:
+            words, weights = zip(*self.bias, strict=True)
+            yield "embedding_bias_words", "BYTES", len(words), _texts(words)
+            raw = b"".join(_scalar("embedding_bias_weights", "<f", weight) for weight in weights)
+            yield "embedding_bias_weights", "FP32", len(weights), raw
         if self.guide:
             for name, text in zip(("guided_decoding_guide_type", "guided_decoding_guide"), self.guide, strict=True):
                 yield name, "BYTES", 1, _texts((text,))

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shardyard.model_repo.models.figure_tensors import figure_tensors
 from shardyard.model_repo.models.generation import Generation
 from shardyard.model_repo.models.stop_watcher import StopWatcher
 from shardyard.model_repo.models.text_state import NO_LIMIT, TextState
+from shardyard.runtime.request import Figures
 
 __all__ = ["Answer", "Arrays"]
 
@@ -19,7 +21,10 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 
 class Answer:
-    """Collects tokens and makes responses of them: any number when streaming, else one at the end."""
+    """Collects tokens and makes responses of them: any number when streaming, else one at the end.
+
+    ``index``: which of the request's answers it is, where each has responses of its own.
+    """
 
     def __init__(
         self,
@@ -28,6 +33,7 @@ class Answer:
         stream: int = 1,
         channel: int = 0,
         watcher: StopWatcher | None = None,
+        index: int | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.generation = generation
@@ -35,10 +41,14 @@ class Answer:
         self.channel = channel
         self.chunks = 0
         self.finished = False
+        self._index = index
+        self._context: npt.NDArray[np.float32] | None = None
         self._watcher = watcher
         self._clock = clock
         self._tokens: list[int] = []
         self._log_probs: list[float] = []
+        self._logits: list[npt.NDArray[np.float32]] = []
+        self._figures: Figures | None = None
         self._generated = 0
         self._cumulative = 0.0
         self._hidden = 0
@@ -48,8 +58,19 @@ class Answer:
             if watcher:
                 watcher.skip(generation.prompt)
 
-    def take(self, tokens: Sequence[int], log_probs: Sequence[float] | None, *, finished: bool) -> bool:
-        """Take new tokens; return whether there is a response to send.
+    def take(
+        self,
+        tokens: Sequence[int],
+        log_probs: Sequence[float] | None,
+        *,
+        finished: bool,
+        logits: npt.NDArray[np.float32] | None = None,
+        context: npt.NDArray[np.float32] | None = None,
+        cumulative: float | None = None,
+        figures: Figures | None = None,
+    ) -> bool:
+        """Take new tokens, with ``logits`` [tokens, vocab] and, once, ``context`` [prompt, vocab] if asked for; return
+        whether there is a response to send. ``cumulative``: what a beam's log-probabilities add up to.
 
         Sets ``finished`` when this was the last of the answer: the engine says so, or a stop word is in the text.
         """
@@ -58,7 +79,11 @@ class Answer:
         self._tokens += tokens
         self._generated += len(tokens)
         self._log_probs += log_probs or [0.0] * len(tokens)
-        self._cumulative += sum(log_probs or ())
+        self._cumulative = self._cumulative + sum(log_probs or ()) if cumulative is None else cumulative
+        self._context = context if context is not None else self._context
+        self._figures = figures
+        if logits is not None:
+            self._logits.append(logits)
         self._hidden = self._ending(tokens) if finished else 0
         self.finished = finished
         if self._watcher:
@@ -78,11 +103,11 @@ class Answer:
         arrays: Arrays = {
             "output_ids": np.array([[self._tokens or [-1]]], dtype=np.int32),
             "sequence_length": np.array([[count]], dtype=np.int32),
-            "text_state": self._text_state(count).to_array()[None],
+            "text_state": self.text_state().to_array()[None],
         }
         self._add_optional(arrays)
         self.chunks += 1
-        self._tokens, self._log_probs = [], []
+        self._tokens, self._log_probs, self._logits, self._context = [], [], [], None
         return arrays
 
     def _add_optional(self, arrays: Arrays) -> None:
@@ -90,6 +115,12 @@ class Answer:
         if wanted.log_probs:
             arrays["cum_log_probs"] = np.array([[self._cumulative]], dtype=np.float32)
             arrays["output_log_probs"] = np.array([[self._log_probs or [0.0]]], dtype=np.float32)
+        if self._index is not None:
+            arrays["sequence_index"] = np.array([[self._index]], dtype=np.int32)
+        if self._context is not None:
+            arrays["context_logits"] = self._context[None]
+        if self._logits:
+            arrays["generation_logits"] = np.concatenate(self._logits)[None, None]
         if wanted.num_input_tokens:
             arrays["num_input_tokens"] = np.array([[len(wanted.prompt)]], dtype=np.int32)
         if wanted.num_output_tokens:
@@ -97,13 +128,15 @@ class Answer:
         if wanted.perf_metrics and self.finished:
             times = {"arrival": self._arrival, "first_token": self._first, "last_token": self._last}
             arrays |= {f"{name}_time_ns": np.array([[value]], dtype=np.int64) for name, value in times.items()}
+            arrays |= figure_tensors(self._figures) if self._figures else {}
 
-    def _text_state(self, count: int) -> TextState:
+    def text_state(self) -> TextState:
+        """Return what is to be known of the chunk that ``response`` would make now."""
         return TextState(
             channel=self.channel,
             stream=self.stream,
             chunk=self.chunks,
-            text_tokens=count - self._hidden,
+            text_tokens=len(self._tokens) - self._hidden,
             limit=self._watcher.limit if self._watcher else NO_LIMIT,
             finished=self.finished,
         )

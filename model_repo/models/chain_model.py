@@ -12,6 +12,7 @@ from shardyard.model_repo.models.chain import Chain
 from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.prompts import check_parameters
 from shardyard.model_repo.models.triton_io import Settings, read_tensors
+from shardyard.model_repo.unsupported import refuse_unsupported
 
 __all__ = ["ChainModel"]
 
@@ -53,6 +54,7 @@ class ChainModel:
         Raises:
             RequestError: the request is one of them.
         """
+        refuse_unsupported(tensors)
 
     def answer(self, tensors: Arrays, client: Client, chain: Chain) -> None:
         """Send the responses of ``chain``, the last one marked as such."""

@@ -34,16 +34,23 @@ def engine_request(generation: Generation, tokenizer: Tokenizer) -> Request:
             top_p_decay=generation.top_p_decay,
             top_p_reset_id=generation.top_p_reset_id,
             min_p=generation.min_p,
+            beam_width=generation.beam_width,
+            length_penalty=generation.length_penalty,
+            early_stopping=generation.early_stopping,
+            beam_diversity=generation.beam_diversity,
         ),
         end_ids=(*own, *specials),
         stop_words=tuple(word for word in generation.stop_words if len(word) > 1 or word[0] not in specials),
         min_tokens=generation.min_tokens,
         want_log_probs=generation.log_probs,
+        want_generation_logits=generation.generation_logits,
         bad_words=generation.bad_words,
         embedding_bias=generation.embedding_bias,
         priority=generation.priority,
         lora_id=generation.lora_id,
         guide=generation.guide,
+        num_return_sequences=generation.answers,
+        want_context_logits=generation.context_logits,
     )
 
 

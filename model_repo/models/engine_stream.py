@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 
 from shardyard.model_repo.models.acknowledge import Board
 from shardyard.model_repo.models.answer import Answer
-from shardyard.model_repo.models.client import Client
+from shardyard.model_repo.models.answer_rows import AnswerRows
+from shardyard.model_repo.models.client_share import Recipient
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.timings import Course
+from shardyard.runtime.request import Output
 
 __all__ = ["EngineStream"]
 
@@ -22,10 +24,13 @@ LONGEST_WAIT = 10.0
 
 @dataclass(eq=False)
 class EngineStream:
-    """``engine_id``: the engine's number. ``hurry``: wait for nothing more. ``silent``: questions without an answer."""
+    """``engine_id``: the engine's number. ``hurry``: wait for nothing more. ``silent``: questions without an answer.
 
-    answer: Answer
-    client: Client
+    ``group``: the streams of the request, this one among them; several where each of its answers is streamed.
+    """
+
+    answer: Answer | AnswerRows
+    client: Recipient
     request_id: str
     board: Board
     engine_id: int = 0
@@ -33,6 +38,21 @@ class EngineStream:
     silent: int = 0
     sent_at: float = field(default=0.0)
     course: Course = field(default_factory=Course)
+    group: list[EngineStream] = field(default_factory=list)
+
+    def take(self, output: Output) -> bool:
+        """Take what is new; return whether there is a response to send."""
+        if isinstance(self.answer, AnswerRows):
+            return self.answer.take(output)
+        return self.answer.take(
+            output.tokens,
+            output.log_probs,
+            finished=output.finish_reason is not None,
+            logits=output.generation_logits,
+            context=output.context_logits,
+            cumulative=output.cum_log_prob,
+            figures=output.figures,
+        )
 
     def may_send(self) -> bool:
         """Tell whether the chunk before has been seen, or need not be."""

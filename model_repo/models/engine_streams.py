@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import partial
 
 from shardyard.model_repo.models.acknowledge import Board
-from shardyard.model_repo.models.answer import Answer
-from shardyard.model_repo.models.client import Client
-from shardyard.model_repo.models.engine_request import engine_request, stop_watcher
+from shardyard.model_repo.models.answers import make_answers
+from shardyard.model_repo.models.client_share import Recipient, shares
+from shardyard.model_repo.models.engine_request import engine_request
 from shardyard.model_repo.models.engine_stream import EngineStream
 from shardyard.model_repo.models.generation import Generation
 from shardyard.model_repo.models.timings import Timings
@@ -46,23 +46,27 @@ class EngineStreams:
         self._waiting: dict[EngineStream, None] = {}
         threading.Thread(target=self._respond, name="shardyard-responder", daemon=True).start()
 
-    def submit(self, generation: Generation, tokenizer: Tokenizer, client: Client, request_id: str) -> None:
+    def submit(self, generation: Generation, tokenizer: Tokenizer, client: Recipient, request_id: str) -> None:
         """Hand a request to the engine.
 
         Raises:
             RequestError: the engine refuses it.
         """
-        answer = Answer(
-            generation,
-            stream=next(self._numbers),
-            channel=self._board.channel if generation.follower else 0,
-            watcher=stop_watcher(generation, tokenizer),
-        )
-        stream = EngineStream(answer, client, request_id, self._board)
         request = engine_request(generation, tokenizer)
+        channel = self._board.channel if generation.follower else 0
         with self._lock:
-            stream.engine_id = self._executor.submit(request, lambda output: self._put(stream, output))
-            self._streams.add(stream)
+            answers = make_answers(generation, tokenizer, channel, lambda: next(self._numbers))
+            recipients = shares(client, len(answers))
+            group = [
+                EngineStream(answer, recipient, request_id, self._board)
+                for answer, recipient in zip(answers, recipients, strict=True)
+            ]
+            for stream in group:
+                stream.group = group
+            id = self._executor.submit(request, lambda output: self._put(group, output))
+            for stream in group:
+                stream.engine_id = id
+            self._streams.update(group)
 
     def count(self) -> int:
         """Return how many requests have been accepted and not yet answered."""
@@ -100,11 +104,16 @@ class EngineStreams:
         with self._lock:
             return list(self._streams)
 
-    def _put(self, stream: EngineStream, output: Output) -> None:
+    def _put(self, group: list[EngineStream], output: Output) -> None:
         """Take an output on the engine's thread. After an error the process may end: wait until it is out."""
+        stream = group[output.index if len(group) > 1 else 0]
         self.timings.take(stream.course, output)
         sent = threading.Event() if output.finish_reason == "error" else None
         self._outputs.put((stream, output, sent))
+        if output.finish_reason == "cancelled":  # So are the other answers.
+            for other in group:
+                if other is not stream:
+                    self._outputs.put((other, output, None))
         if sent:
             sent.wait(1.0)
 
@@ -126,9 +135,9 @@ class EngineStreams:
         if output.error:
             self._drop(stream, output.error)
             return
-        if stream.answer.take(output.tokens, output.log_probs, finished=output.finished):
+        if stream.take(output):
             self._waiting[stream] = None
-        if stream.answer.finished and not output.finished:
+        if not output.finished and all(each.answer.finished for each in stream.group):
             self._executor.cancel(stream.engine_id)
 
     def _open(self, stream: EngineStream) -> bool:
@@ -152,7 +161,8 @@ class EngineStreams:
 
     def _drop(self, stream: EngineStream, error: Exception | str) -> None:
         with self._lock:
-            self._streams.discard(stream)
-        self._waiting.pop(stream, None)
+            self._streams.difference_update(stream.group)
+        for each in stream.group:
+            self._waiting.pop(each, None)
         self._executor.cancel(stream.engine_id)
         stream.client.fail(error)

@@ -9,9 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from shardyard.errors import RequestError
+from shardyard.model_repo.models.adapter_tensors import adapter_of
 from shardyard.model_repo.models.arrays import Tensors, flag, integer, number, row, text
+from shardyard.model_repo.models.bias_words import NO_BIAS
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.word_lists import unpack_words
+from shardyard.model_repo.unsupported import refuse_unsupported
 from shardyard.runtime.request import Guide, GuideKind
 
 __all__ = ["Defaults", "Generation", "Limits", "parse_generation"]
@@ -37,7 +40,7 @@ class Defaults:
 
 @dataclass(frozen=True)
 class Generation:
-    """What to generate, and what to send back. ``end_id`` -1: no id ends the answer."""
+    """What to generate, and what to send back. ``end_id`` -1: no id ends the answer. ``answers``: how many to make."""
 
     prompt: tuple[int, ...]
     max_new_tokens: int
@@ -63,10 +66,18 @@ class Generation:
     streaming: bool
     include_prompt: bool
     log_probs: bool
+    generation_logits: bool
     perf_metrics: bool
     num_input_tokens: bool
     num_output_tokens: bool
     follower: Follower
+    beam_width: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool = False
+    beam_diversity: float = 0.0
+    answers: int = 1
+    context_logits: bool = False
+    lora: tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]] | None = None
 
 
 def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Generation:
@@ -75,7 +86,8 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
     Raises:
         RequestError: a value is missing or out of range; the error says which and what would be possible.
     """
-    _only_one(tensors)
+    refuse_unsupported(tensors)
+    beam_width = integer(tensors, "beam_width", 1)
     prompt = _prompt(tensors, limits)
     streaming = flag(tensors, "streaming")
     temperature = _at_least(0.0, tensors, "temperature", 1.0)
@@ -99,7 +111,7 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
         top_p_reset_id=integer(tensors, "runtime_top_p_reset_ids", -1),
         min_p=number(tensors, "min_p") if temperature else 0.0,
         bad_words=_words(tensors, "bad_words_list", limits),
-        embedding_bias=row(tensors, "embedding_bias"),
+        embedding_bias=_bias(tensors),
         priority=number(tensors, "priority", 0.5),
         lora_id=integer(tensors, "lora_task_id") if "lora_task_id" in tensors else None,
         guide=_guide(tensors),
@@ -107,10 +119,19 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
         # As TensorRT-LLM: a stream carries new tokens only.
         include_prompt=not streaming and not flag(tensors, "exclude_input_in_output", defaults.exclude_input_in_output),
         log_probs=flag(tensors, "return_log_probs"),
+        generation_logits=flag(tensors, "return_generation_logits"),
         perf_metrics=flag(tensors, "return_perf_metrics"),
         num_input_tokens=flag(tensors, "return_num_input_tokens"),
         num_output_tokens=flag(tensors, "return_num_output_tokens"),
         follower=_follower(tensors),
+        beam_width=beam_width,
+        length_penalty=number(tensors, "len_penalty", 1.0),
+        early_stopping=flag(tensors, "early_stopping"),
+        beam_diversity=number(tensors, "beam_search_diversity_rate"),
+        # As TensorRT-LLM's: all beams, unless fewer are asked for.
+        answers=integer(tensors, "num_return_sequences", beam_width),
+        context_logits=flag(tensors, "return_context_logits"),
+        lora=adapter_of(tensors),
     )
 
 
@@ -134,12 +155,6 @@ def check_lengths(prompt: int, new: int, max_seq_len: int) -> None:
             f"together they exceed max_seq_len={max_seq_len}",
             f"ask for at most {max_seq_len - prompt}",
         )
-
-
-def _only_one(tensors: Tensors) -> None:
-    for name in ("beam_width", "num_return_sequences"):
-        if (value := integer(tensors, name, 1)) != 1:
-            raise RequestError(f"{name} is {value}", "this engine makes one answer for a request", "leave it out")
 
 
 def _prompt(tensors: Tensors, limits: Limits) -> tuple[int, ...]:
@@ -179,6 +194,11 @@ def _words(tensors: Tensors, name: str, limits: Limits) -> tuple[tuple[int, ...]
     for word in words:
         _check_ids(name, word, limits)
     return words
+
+
+def _bias(tensors: Tensors) -> npt.NDArray[np.float32] | None:
+    bias = row(tensors, "embedding_bias")
+    return None if bias is None or np.array_equal(bias, NO_BIAS) else bias
 
 
 def _guide(tensors: Tensors) -> Guide | None:

@@ -28,6 +28,7 @@ class TritonPythonModel:
             pad_id=int(settings.parameter("pad_id")),
             max_seq_len=int(settings.parameter("max_seq_len")),
             max_prompt=int(settings.parameter("max_prompt")),
+            vocab_size=int(settings.parameter("vocab_size")),
             add_special_tokens=settings.flag("add_special_tokens"),
         )
 

@@ -13,10 +13,12 @@ import numpy.typing as npt
 
 from shardyard.errors import RequestError
 from shardyard.model_repo.models.arrays import Tensors, integer, text, texts
+from shardyard.model_repo.models.bias_words import bias_of_words
 from shardyard.model_repo.models.generation import check_lengths
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.word_lists import pack_words
+from shardyard.model_repo.unsupported import refuse_unsupported
 
 __all__ = ["Preprocessor", "check_parameters"]
 
@@ -26,13 +28,16 @@ _TRITONS = frozenset({"id"})
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """``end_ids``: every id that ends an answer; ``pad_id``: what fills short rows; ``max_prompt``: its most tokens."""
+    """``end_ids``: every id that ends an answer; ``pad_id``: what fills short rows; ``max_prompt``: its most tokens;
+    ``vocab_size``: the engine's, 0 where it takes no bias of words.
+    """
 
     tokenizer: Tokenizer
     end_ids: tuple[int, ...]
     pad_id: int
     max_seq_len: int
     max_prompt: int
+    vocab_size: int
     add_special_tokens: bool = True
 
     def __call__(self, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
@@ -41,7 +46,8 @@ class Preprocessor:
         Raises:
             RequestError: the prompt or the length of the answer is not possible.
         """
-        check_done(tensors)
+        refuse_unsupported(tensors)
+        self._check_bias(tensors)
         prompt = self._prompt(tensors)
         if "REQUEST_OUTPUT_LEN" not in tensors:
             raise RequestError("max_tokens is missing", "every answer needs a limit", "send max_tokens, 1 or more")
@@ -57,11 +63,17 @@ class Preprocessor:
             "REQUEST_INPUT_LEN": np.array([[len(prompt)]], dtype=np.int32),
             "STOP_WORDS_IDS": pack_words(words)[None],
             "BAD_WORDS_IDS": pack_words(self._words(tensors, "BAD_WORDS_DICT"))[None],
+            "EMBEDDING_BIAS": bias_of_words(tensors, self._encode, self.vocab_size)[None],
             "REQUEST_OUTPUT_LEN": np.array([[new]], dtype=np.int32),
             "OUT_END_ID": np.array([[end_id]], dtype=np.int32),
             "OUT_PAD_ID": np.array([[integer(tensors, "PAD_ID", self.pad_id)]], dtype=np.int32),
             "FOLLOWER": np.array([[Follower.ENSEMBLE]], dtype=np.int32),
         }
+
+    def _check_bias(self, tensors: Tensors) -> None:
+        for name in ("embedding_bias_words", "embedding_bias_weights"):
+            if name.upper() in tensors and not self.vocab_size:
+                raise RequestError(f"{name} is not possible", "it would have no effect", "leave it out")
 
     def _prompt(self, tensors: Tensors) -> list[int]:
         prompt = text(tensors, "QUERY")
@@ -81,29 +93,10 @@ class Preprocessor:
         return (self.end_ids[0], self.end_ids[1:]) if self.end_ids else (-1, ())
 
     def _words(self, tensors: Tensors, name: str) -> list[list[int]]:
-        return [self.tokenizer.encode(word, special=False) for word in texts(tensors, name) if word]
+        return [self._encode(word) for word in texts(tensors, name) if word]
 
-
-#: Inputs that TensorRT-LLM's preprocessing declares and this one does not do, as clients of the ensemble call them.
-_NOT_DONE = {
-    "DECODER_QUERY": "decoder_text_input",
-    "IMAGE_BYTES": "IMAGE_BYTES",
-    "IMAGE_URL": "IMAGE_URL",
-    "VIDEO_BYTES": "VIDEO_BYTES",
-    "EMBEDDING_BIAS_WORDS": "embedding_bias_words",
-    "EMBEDDING_BIAS_WEIGHTS": "embedding_bias_weights",
-    "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id",
-}
-
-
-def check_done(tensors: Tensors) -> None:
-    """Refuse inputs that would have no effect.
-
-    Raises:
-        RequestError: there is one.
-    """
-    for name in tensors.keys() & _NOT_DONE.keys():
-        raise RequestError(f"{_NOT_DONE[name]} is not done here", "it would have no effect", "leave it out")
+    def _encode(self, word: str) -> list[int]:
+        return self.tokenizer.encode(word, special=False)
 
 
 def check_parameters(parameters: str, known: Collection[str]) -> None:

@@ -96,6 +96,8 @@ class TritonPythonModel:
         generation = parse_generation(tensors, self._limits, self._defaults)
         if not generation.follower:  # Else preprocessing has looked.
             check_parameters(request.parameters(), self._known)
+        if generation.lora_id is not None and generation.lora is not None:
+            self._executor.add_adapter(generation.lora_id, *generation.lora)
         self._streams.submit(generation, self._tokenizer, client, request.request_id())
 
     def _warm_up(self) -> None:

@@ -1,4 +1,4 @@
-"""What ``tensorrt_llm`` tells ``postprocessing`` about a chunk of tokens: INT64 [6].
+"""What ``tensorrt_llm`` tells ``postprocessing`` about a chunk of tokens: INT64 [6], with several rows 2 more for each.
 
 An ensemble in Triton cannot carry a tensor around a decoupled step, so this goes through it.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +37,7 @@ class TextState:
     ``channel``: where to acknowledge chunks (``acknowledge.py``), 0: nowhere. ``stream``, ``chunk``: numbers from 0 up.
     ``text_tokens``: how many of the chunk's tokens are text; an end id is not. ``limit``: characters of the stream's
     text that may be shown so far; what may become a stop word is held back. ``finished``: this is the last chunk.
+    ``rows``: of a chunk that holds several whole answers, each one's ``text_tokens`` and ``limit``.
     """
 
     channel: int
@@ -44,14 +46,16 @@ class TextState:
     text_tokens: int
     limit: int
     finished: bool
+    rows: tuple[tuple[int, int], ...] = ()
 
     def to_array(self) -> npt.NDArray[np.int64]:
         """Return the tensor's row."""
         fields = [self.channel, self.stream, self.chunk, self.text_tokens, self.limit, int(self.finished)]
-        return np.array(fields, dtype=np.int64)
+        return np.array([*fields, *chain.from_iterable(self.rows)], dtype=np.int64)
 
     @classmethod
     def from_array(cls, row: npt.NDArray[np.int64]) -> TextState:
         """Read the tensor's row."""
-        channel, stream, chunk, text_tokens, limit, finished = (int(value) for value in row.reshape(6))
-        return cls(channel, stream, chunk, text_tokens, limit, bool(finished))
+        channel, stream, chunk, text_tokens, limit, finished = row.reshape(-1)[:6].tolist()
+        rows = tuple((tokens, limit) for tokens, limit in row.reshape(-1)[6:].reshape(-1, 2).tolist())
+        return cls(channel, stream, chunk, text_tokens, limit, bool(finished), rows)

@@ -62,7 +62,8 @@ class TextStreams:
     def text(self, ids: Ids, lengths: Ids, state: TextState | None) -> list[str]:
         """Return the texts of a request's rows; ``ids`` is [rows, tokens], ``lengths`` [rows].
 
-        With a state there is one row, the next chunk of a stream. Without, each row is decoded by itself.
+        With a state there is one row, the next chunk of a stream, or there are several whole answers. Without, each row
+        is decoded by itself.
 
         Raises:
             RequestError: the chunk is not the stream's next one.
@@ -70,7 +71,13 @@ class TextStreams:
         rows = [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
         if state is None:
             return [self._tokenizer.decode(row, skip_special=self._skip_special) for row in rows]
+        if state.rows:
+            return [self._whole(row[:count], limit) for row, (count, limit) in zip(rows, state.rows, strict=True)]
         return [self._next(rows[0][: state.text_tokens], state)]
+
+    def _whole(self, ids: list[int], limit: int) -> str:
+        text = StreamDecoder(self._tokenizer, skip_special=self._skip_special).push(ids, final=True)
+        return text if limit == NO_LIMIT else text[:limit]
 
     def _next(self, ids: list[int], state: TextState) -> str:
         key, now = (state.channel, state.stream), self._clock()

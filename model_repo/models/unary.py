@@ -17,6 +17,7 @@ class TritonPythonModel(ChainModel):
 
     def check(self, tensors: Arrays) -> None:
         """Refuse to stream."""
+        super().check(tensors)
         if flag(tensors, "stream"):
             raise RequestError(
                 "stream is true", "this model answers once", "send it to the model ensemble, which streams"

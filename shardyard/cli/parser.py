@@ -143,9 +143,21 @@ def _endpoint_verbs(verb: Callable[..., argparse.ArgumentParser]) -> None:
     infer = verb("infer", talk.infer, "Ask a running endpoint once and stream the answer.")
     infer.add_argument("prompt", help="the text to go on from; - reads standard input")
     _sampling_arguments(infer)
+    _several_arguments(infer)
     chat = verb("chat", talk.chat, "Talk to a running endpoint through the tokenizer's chat template.")
     chat.add_argument("--system", metavar="TEXT", help="system message")
     _sampling_arguments(chat)
+
+
+def _several_arguments(sub: argparse.ArgumentParser) -> None:
+    group = sub.add_argument_group("several answers", "They are printed when all are whole, one after the other.")
+    group.add_argument("--answers", type=int, metavar="N", help="so many answers to the prompt (1, or all beams)")
+    group.add_argument("--beam-width", type=int, metavar="N", help="beam search with so many beams")
+    group.add_argument("--length-penalty", type=float, help="above 0: longer beams are better; below: shorter ones (1)")
+    group.add_argument(
+        "--early-stopping", action="store_true", default=None, help="end when as many beams as asked for have ended"
+    )
+    group.add_argument("--beam-diversity", type=float, help="above 0: lower beams are kept more often")
 
 
 def _sampling_arguments(sub: argparse.ArgumentParser) -> None:
@@ -165,6 +177,13 @@ def _sampling_arguments(sub: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p-reset-id", type=int, metavar="ID", help="this token sets top-p back")
     group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text (repeatable)")
     group.add_argument("--bad", action="append", default=[], metavar="TEXT", help="never say this (repeatable)")
+    group.add_argument(
+        "--bias",
+        action="append",
+        default=[],
+        metavar="TEXT=WEIGHT",
+        help="say this more (above 0) or less (repeatable)",
+    )
     group.add_argument(
         "--guide", metavar="KIND:TEXT", help="what the answer must be: json, json_schema:…, regex:…, ebnf_grammar:…"
     )

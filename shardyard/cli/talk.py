@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from shardyard.cli.context import Context
 from shardyard.endpoint import Endpoint, read_endpoint
-from shardyard.errors import ShardyardError
+from shardyard.errors import ShardyardError, UsageError
 
 if TYPE_CHECKING:
     from shardyard.triton.client import GenerateRequest
@@ -24,8 +25,12 @@ def infer(args: argparse.Namespace) -> None:
     from shardyard.triton.client import StreamClient
 
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    several = (args.answers or args.beam_width or 1) > 1
     with StreamClient(endpoint) as client:
-        _stream(context, client.generate(_request(args, prompt)))
+        if several:
+            _print_all(context, client.answers(_several(args, prompt)))
+        else:
+            _stream(context, client.generate(_several(args, prompt)))
 
 
 def ask(context: Context, endpoint: Endpoint, prompt: str, max_tokens: int) -> str:
@@ -76,6 +81,26 @@ def _stream(context: Context, deltas: Iterator[str]) -> str:
     return "".join(parts)
 
 
+def _print_all(context: Context, responses: Iterator[list[str]]) -> None:
+    answers = [text for texts in responses for text in texts]
+    for number, answer in enumerate(answers, 1):
+        context.console.result(f"[{number}] {answer}")
+
+
+def _several(args: argparse.Namespace, text: str) -> GenerateRequest:
+    several = (args.answers or args.beam_width or 1) > 1
+    return replace(
+        _request(args, text),
+        answers=args.answers,
+        beam_width=args.beam_width,
+        length_penalty=args.length_penalty,
+        early_stopping=args.early_stopping,
+        beam_diversity=args.beam_diversity,
+        stream=not several,
+        exclude_prompt=True if several else None,
+    )
+
+
 def _request(args: argparse.Namespace, text: str) -> GenerateRequest:
     from shardyard.triton.client import GenerateRequest
 
@@ -92,6 +117,7 @@ def _request(args: argparse.Namespace, text: str) -> GenerateRequest:
         repetition_penalty=args.repetition_penalty,
         stop_words=tuple(args.stop),
         bad_words=tuple(args.bad),
+        bias=tuple(_bias(text) for text in args.bias),
         presence_penalty=args.presence_penalty,
         frequency_penalty=args.frequency_penalty,
         min_tokens=args.min_tokens,
@@ -103,3 +129,13 @@ def _request(args: argparse.Namespace, text: str) -> GenerateRequest:
         lora_id=args.lora_id,
         guide=(kind, guide) if kind else None,
     )
+
+
+def _bias(text: str) -> tuple[str, float]:
+    word, _, weight = text.rpartition("=")
+    try:
+        if word:
+            return word, float(weight)
+    except ValueError:
+        pass
+    raise UsageError(f"--bias {text} is not possible", "it is a word and a number", "for example: --bias river=2")

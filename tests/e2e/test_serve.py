@@ -53,6 +53,16 @@ def test_infer(shardyard: Run, served: Any, text: str) -> None:
     assert (done.returncode, done.stdout) == (0, text + "\n"), done.stderr
 
 
+def test_infer_several(shardyard: Run, served: Any, text: str) -> None:
+    """Two ranks search and sample; the likeliest beam of one is the greedy answer's start or better."""
+    ask_for = ("infer", "p.yaml", PROMPT, "--max-tokens", str(NEW_TOKENS))
+    beams = shardyard(*ask_for, "--beam-width", "2", cwd=served.folder)
+    assert beams.returncode == 0, beams.stderr
+    assert [line[:4] for line in beams.stdout.splitlines() if line[:1] == "["] == ["[1] ", "[2] "]
+    same = shardyard(*ask_for, "--answers", "2", cwd=served.folder)
+    assert same.stdout == f"[1] {text}\n[2] {text}\n", same.stderr
+
+
 def test_curl_generate(served: Any, text: str) -> None:
     answer = json.loads(curl(f"http://{served.http}/v2/models/ensemble/generate", ask()))
     assert answer["text_output"] == text

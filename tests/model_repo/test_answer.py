@@ -17,6 +17,7 @@ from shardyard.model_repo.models.text_state import NO_LIMIT, TextState
 from shardyard.model_repo.models.text_streams import TextStreams
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.tensors import MODELS
+from shardyard.runtime.request import Figures
 
 
 def _generation(**changes: Any) -> Generation:
@@ -98,6 +99,31 @@ def test_what_is_asked_for() -> None:
     tensors = {tensor.name: tensor for tensor in MODELS["tensorrt_llm"].outputs}
     for name, array in last.items():
         assert len(array.shape) - 1 == len(tensors[name].dims), name
+
+
+@pytest.mark.parametrize(("drafted", "rate"), [(0, 0.0), (8, 0.75)])
+def test_how_it_was_made(drafted: int, rate: float) -> None:
+    answer = Answer(_generation(streaming=True, perf_metrics=True))
+    assert answer.take([5], None, finished=False)
+    assert "acceptance_rate" not in answer.response()
+    figures = Figures(1, 2, 3, 4, 5, 3, 2, drafted, 6 if drafted else 0)
+    assert answer.take([6], None, finished=True, figures=figures)
+    made = {name: array.item() for name, array in answer.response().items() if array.shape == (1, 1)}
+    assert (made["first_scheduled_time_ns"], made["acceptance_rate"], made["total_draft_tokens"]) == (2, rate, drafted)
+    blocks = ("kv_cache_alloc_total_blocks", "kv_cache_alloc_new_blocks", "kv_cache_reused_blocks")
+    assert [made[name] for name in blocks] == [5, 3, 2]
+    types = {tensor.name: tensor.type for tensor in MODELS["tensorrt_llm"].outputs}
+    assert types["first_scheduled_time_ns"] == "INT64" and types["acceptance_rate"] == "FP32"
+
+
+def test_the_logits_of_the_tokens_of_a_response() -> None:
+    answer = Answer(_generation(streaming=True, generation_logits=True))
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    answer.take([5], None, finished=False, logits=rows[:1])
+    answer.take([6], None, finished=False, logits=rows[1:2])
+    assert answer.response()["generation_logits"].tolist() == [[rows[:2].tolist()]]
+    answer.take([7], None, finished=True, logits=rows[2:])
+    assert answer.response()["generation_logits"].tolist() == [[rows[2:].tolist()]]
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -80,8 +80,6 @@ REFUSED = [
     ({"request_output_len": [0]}, "max_tokens is 0"),
     ({"request_output_len": [18]}, "ask for at most 17"),
     ({"input_ids": [list(range(20))], "input_lengths": [20]}, "the prompt has 20 tokens"),
-    ({"beam_width": [2]}, "beam_width is 2"),
-    ({"num_return_sequences": [0]}, "num_return_sequences is 0"),
     ({"temperature": [-0.1]}, "temperature is -0.1"),
     ({"temperature": [float("nan")]}, "temperature is nan"),
     ({"runtime_top_k": [-1]}, "top_k is -1"),
@@ -133,6 +131,7 @@ def test_all_that_the_engine_knows_reaches_it(byte_level: Tokenizer) -> None:
         bad_words_list=pack_words([[4, 5], [6]])[None],
         embedding_bias=bias[None],
         priority=[0.75],
+        return_generation_logits=[True],
         lora_task_id=np.array([2**40], np.uint64),
         guided_decoding_guide_type=np.array([[b"regex"]], np.object_),
         guided_decoding_guide=np.array([[b"[0-9]+"]], np.object_),
@@ -147,6 +146,7 @@ def test_all_that_the_engine_knows_reaches_it(byte_level: Tokenizer) -> None:
     )
     assert (sampling.min_p, request.priority, request.lora_id) == (0.125, 0.75, 2**40)
     assert request.bad_words == ((4, 5), (6,))
+    assert request.want_generation_logits
     assert request.embedding_bias is not None
     assert (request.embedding_bias == bias).all()
     assert request.guide == Guide("regex", "[0-9]+")

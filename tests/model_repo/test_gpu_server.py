@@ -45,4 +45,4 @@ def test_triton_takes_it_and_text_is_whole(fill_gpu: Callable[..., Path], tmp_pa
         assert _ask(server, "tensorrt_llm_bls/generate") == PROMPT
         assert _ask(server, "tensorrt_llm_bls/generate_stream", stream=True) == PROMPT
         assert "num_draft_tokens is not done" in _ask(server, "tensorrt_llm_bls/generate", num_draft_tokens=1)
-        assert "embedding_bias_words is not done" in _ask(server, "ensemble/generate", embedding_bias_words=["a"])
+        assert "embedding_bias_words is not possible" in _ask(server, "ensemble/generate", embedding_bias_words=["a"])

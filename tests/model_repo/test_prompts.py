@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from shardyard.errors import RequestError
+from shardyard.model_repo.models.generation import Defaults, Limits, parse_generation
 from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.word_lists import unpack_words
 from shardyard.model_repo.tensors import MODELS
 
 MAX_SEQ_LEN = 32
+VOCAB = 500
 
 
 @pytest.fixture
 def preprocess(byte_level: Tokenizer) -> Preprocessor:
-    return Preprocessor(byte_level, end_ids=(1, 2), pad_id=3, max_seq_len=MAX_SEQ_LEN, max_prompt=MAX_SEQ_LEN)
+    return Preprocessor(
+        byte_level, end_ids=(1, 2), pad_id=3, max_seq_len=MAX_SEQ_LEN, max_prompt=MAX_SEQ_LEN, vocab_size=VOCAB
+    )
 
 
 def _tensors(prompt: str | bytes | None, new: int | None = 8, **more: Any) -> dict[str, Any]:
@@ -34,7 +39,11 @@ def _tensors(prompt: str | bytes | None, new: int | None = 8, **more: Any) -> di
 def test_every_output_is_there_with_its_shape(preprocess: Preprocessor) -> None:
     made = preprocess(_tensors("it is so"))
     expected = {tensor.name: tensor for tensor in MODELS["preprocessing"].outputs}
-    assert made.keys() == expected.keys()
+    images_and_encoders = {name for name in expected if name not in made}
+    assert made.keys() < expected.keys()
+    assert not [
+        name for name in images_and_encoders if name.startswith(("INPUT", "REQUEST_IN", "STOP", "BAD", "OUT_E"))
+    ]
     for name, array in made.items():
         dims = expected[name].dims
         assert array.shape[0] == 1
@@ -42,15 +51,18 @@ def test_every_output_is_there_with_its_shape(preprocess: Preprocessor) -> None:
 
 
 def test_a_prompt_that_is_longer_than_a_step(byte_level: Tokenizer) -> None:
-    preprocess = Preprocessor(byte_level, end_ids=(), pad_id=0, max_seq_len=MAX_SEQ_LEN, max_prompt=1)
+    preprocess = Preprocessor(byte_level, end_ids=(), pad_id=0, max_seq_len=MAX_SEQ_LEN, max_prompt=1, vocab_size=VOCAB)
     with pytest.raises(RequestError, match=r"the prompt has \d tokens") as caught:
         preprocess(_tensors("it is so"))
     assert "up to 1" in caught.value.why
 
 
 def test_inputs_that_would_have_no_effect_are_refused(preprocess: Preprocessor) -> None:
-    with pytest.raises(RequestError, match="embedding_bias_words is not done here"):
-        preprocess(_tensors("it is so", EMBEDDING_BIAS_WORDS=np.array([[b"x"]], dtype=object)))
+    words = np.array([[b"x"]], dtype=object)
+    with pytest.raises(RequestError, match="decoder_text_input is not possible"):
+        preprocess(_tensors("it is so", DECODER_QUERY=words))
+    with pytest.raises(RequestError, match="embedding_bias_words is not possible"):
+        replace(preprocess, vocab_size=0)(_tensors("it is so", EMBEDDING_BIAS_WORDS=words))
 
 
 def test_ends(preprocess: Preprocessor) -> None:
@@ -68,7 +80,9 @@ def test_a_request_s_own_end_id_is_the_only_one(preprocess: Preprocessor) -> Non
 
 
 def test_no_end_ids(byte_level: Tokenizer) -> None:
-    preprocess = Preprocessor(byte_level, end_ids=(), pad_id=0, max_seq_len=MAX_SEQ_LEN, max_prompt=MAX_SEQ_LEN)
+    preprocess = Preprocessor(
+        byte_level, end_ids=(), pad_id=0, max_seq_len=MAX_SEQ_LEN, max_prompt=MAX_SEQ_LEN, vocab_size=VOCAB
+    )
     assert preprocess(_tensors("it is so"))["OUT_END_ID"].tolist() == [[-1]]
 
 
@@ -77,6 +91,43 @@ def test_stop_words_come_before_further_end_ids(preprocess: Preprocessor, byte_l
     made = preprocess(_tensors("it is so", STOP_WORDS_DICT=words))
     one, two = (tuple(byte_level.encode(word, special=False)) for word in ("\n\n", "né"))
     assert unpack_words(made["STOP_WORDS_IDS"]) == (one, two, (2,))
+
+
+def _biased(words: list[str], weights: list[float]) -> dict[str, Any]:
+    texts = np.array([[word.encode() for word in words]], dtype=object)
+    return {"EMBEDDING_BIAS_WORDS": texts, "EMBEDDING_BIAS_WEIGHTS": np.array([weights], dtype=np.float32)}
+
+
+def test_weights_of_words_add_up_at_their_tokens(preprocess: Preprocessor, byte_level: Tokenizer) -> None:
+    made = preprocess(_tensors("it is so", **_biased(["né", "né", "so"], [2.0, 0.5, -np.inf])))["EMBEDDING_BIAS"]
+    more, never = (byte_level.encode(word, special=False) for word in ("né", "so"))
+    assert made.shape == (1, VOCAB)
+    assert {index: made[0, index] for index in np.flatnonzero(made[0])} == {
+        **{index: 2.5 * more.count(index) for index in more},
+        **dict.fromkeys(never, -np.inf),
+    }
+
+
+def test_no_bias_is_one_zero_and_the_engine_gets_none(preprocess: Preprocessor) -> None:
+    made = preprocess(_tensors("it is so"))["EMBEDDING_BIAS"]
+    assert made.tolist() == [[0.0]]
+    tensors = {"input_ids": np.array([[1]]), "request_output_len": np.array([1]), "embedding_bias": made}
+    assert parse_generation(tensors, Limits(32, VOCAB), Defaults()).embedding_bias is None
+
+
+@pytest.mark.parametrize(
+    ("tensors", "says"),
+    [
+        (_biased(["a", "b"], [1.0]), "2 embedding_bias_words and 1 embedding_bias_weights"),
+        ({"EMBEDDING_BIAS_WEIGHTS": np.array([[1.0]])}, "0 embedding_bias_words and 1"),
+        (_biased(["a"], [float("nan")]), "'a' is nan"),
+        (_biased(["a"], [float("inf")]), "'a' is inf"),
+        (_biased(["a"], [1e7]), "'a' is 1e"),
+    ],
+)
+def test_biases_that_are_none(preprocess: Preprocessor, tensors: dict[str, Any], says: str) -> None:
+    with pytest.raises(RequestError, match=says):
+        preprocess(_tensors("it is so", **tensors))
 
 
 def test_the_longest_possible_request(preprocess: Preprocessor, byte_level: Tokenizer) -> None:

@@ -167,6 +167,45 @@ def test_sampling_by_seed(endpoint: Endpoint) -> None:
     assert draw(1) == draw(1) != draw(2)
 
 
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "ensemble_unary"])
+def test_beams_are_the_rows_of_one_response(endpoint: Endpoint, model: str) -> None:
+    searched = _generate(endpoint, model, beam_width=3, return_log_probs=True, exclude_input_in_output=True)
+    assert len(searched["text_output"]) == len(set(searched["text_output"])) == 3
+    assert searched["cum_log_probs"] == sorted(searched["cum_log_probs"], reverse=True)
+    assert len(searched["output_log_probs"]) == 3 * COUNT
+    best = _generate(endpoint, model, beam_width=3, num_return_sequences=1, exclude_input_in_output=True)
+    assert best["text_output"] == searched["text_output"][0]
+    word = best["text_output"][5:8]
+    stopped = _generate(endpoint, model, beam_width=3, stop_words=[word], exclude_input_in_output=True)
+    assert not [text for text in stopped["text_output"] if word in text]
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_sequences_in_one_response_and_as_streams(endpoint: Endpoint, model: str) -> None:
+    sampled = {"temperature": 1.0, "top_k": 50, "end_id": -1, "exclude_input_in_output": True}
+    alone = [_generate(endpoint, model, seed=seed, **sampled)["text_output"] for seed in (7, 8, 9)]
+    together = {**sampled, "seed": 7, "num_return_sequences": 3}
+    whole = _generate(endpoint, model, **together, return_num_output_tokens=True)
+    assert whole["text_output"] == alone
+    assert whole["num_output_tokens"] == 3 * COUNT
+    body = {"text_input": PROMPT, "max_tokens": COUNT, "stream": True, **together}
+    lines = [line for line in _post(endpoint, model, body, "generate_stream").splitlines() if line]
+    texts = ["", "", ""]
+    for line in lines:
+        part = json.loads(line.removeprefix("data: "))
+        texts[part["sequence_index"]] += part["text_output"]
+    assert texts == alone
+    assert len(lines) > COUNT
+
+
+def test_logits(endpoint: Endpoint) -> None:
+    asked = {"return_context_logits": True, "return_generation_logits": True, "return_num_input_tokens": True}
+    answer = _generate(endpoint, "ensemble", end_id=-1, **asked)
+    vocab = len(answer["generation_logits"]) // COUNT
+    assert len(answer["context_logits"]) == vocab * answer["num_input_tokens"]
+    assert answer["context_logits"][-vocab:] == answer["generation_logits"][:vocab]
+
+
 GOOD = {"text_input": PROMPT, "max_tokens": 4}
 BAD: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "no text": ({"max_tokens": 4}, "text_input is missing"),
@@ -184,7 +223,8 @@ BAD: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "unknown": ({**GOOD, "zzz": True}, "unknown parameter 'zzz'"),
     "nested": ({**GOOD, "zzz": {"a": 1}}, "zzz"),
     "out of range": ({**GOOD, "top_p": 2}, "top_p is 2"),
-    "beams": ({**GOOD, "beam_width": 2}, "beam_width is 2"),
+    "beams": ({**GOOD, "beam_width": 99}, "beam_width=99 is out of range"),
+    "an encoder": ({**GOOD, "decoder_text_input": "x"}, "decoder_text_input is not possible"),
     "an end id that is none": ({**GOOD, "end_id": 515}, "end_id has the id 515"),
     "no JSON": (b"{", "failed to parse"),
 }
