@@ -91,6 +91,7 @@ STEPS = (
                 "beam_search_diversity_rate",
                 "min_p",
                 "priority",
+                "deadline_ms",
                 "lora_task_id",
                 "lora_weights",
                 "lora_config",

@@ -12,6 +12,7 @@ from shardyard.runtime.adapters.loading import AdapterLoader
 from shardyard.runtime.adapters.orders import LoadOrder
 from shardyard.runtime.adapters.store import AdapterStore
 from shardyard.runtime.beams.beams import Beams
+from shardyard.runtime.deadlines import Deadlines, too_late
 from shardyard.runtime.preparing import Compile, Preparing, needs_means
 from shardyard.runtime.rank import RankModel
 from shardyard.runtime.rank_times import RankTimes
@@ -42,6 +43,7 @@ class Leader:
         #: Where each rank's time went, by rank.
         self.times = {rank: RankTimes() for rank in range(self.world.size)}
         self._sequences: dict[int, Sequence] = {}
+        self._deadlines = Deadlines()
         # Steps whose tokens are still to come, oldest first, with this rank's own share of the result if it has one.
         self._under_way: deque[tuple[Step, Floats | None]] = deque()
 
@@ -58,6 +60,7 @@ class Leader:
     def add(self, sequence: Sequence) -> None:
         """Take a request."""
         self._sequences[sequence.id] = sequence
+        self._deadlines.add(sequence)
         if sequence.width > 1:
             (Beams if sequence.request.sampling.beam_width > 1 else Siblings)(sequence, self.scheduler)
         (self.preparing if needs_means(sequence) else self.scheduler).add(sequence)
@@ -78,6 +81,9 @@ class Leader:
 
     def advance(self) -> None:
         """Start the next step if one is possible and a stage is free, else wait for the oldest's tokens."""
+        for id in self._deadlines.passed():
+            if late := self._sequences.get(id):
+                self._finish(late, too_late(late))
         self._admit()
         step = self.scheduler.next_step() if len(self._under_way) < self.world.pp else None
         if step:

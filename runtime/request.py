@@ -24,7 +24,7 @@ __all__ = [
     "check_request",
 ]
 
-FinishReason = Literal["end_id", "stop_word", "length", "cancelled", "error"]
+FinishReason = Literal["end_id", "stop_word", "length", "cancelled", "error", "deadline"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Request:
 
     ``bad_words``: token sequences that never appear in the answer. ``embedding_bias``: float32 [vocab], added to the
     logits. ``num_return_sequences``: answers to the same prompt; answer i is seeded with seed + i, or is the i-th best
-    beam. ``priority``: 0 to 1; a higher one is served first. ``lora_id``: the adapter that answers. Context logits are
+    beam. ``priority``: 0 to 1; a higher one is served first. ``lora_id``: the adapter that answers.
+    ``deadline_s``: seconds from its arrival after which it ends, finished or not. Context logits are
     those of the prompt's tokens, generation logits those that the answer's tokens were chosen from, before temperature
     and penalties.
     """
@@ -112,6 +113,7 @@ class Request:
     priority: float = 0.5
     guide: Guide | None = None
     lora_id: int | None = None
+    deadline_s: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,6 +177,7 @@ def check_request(request: Request, limits: Limits) -> None:
     """
     _check_lengths(request, limits)
     _check_priority(request.priority)
+    _check_deadline(request.deadline_s)
     _check_bias(request.embedding_bias, limits.vocab)
     words = [
         *(("stop_words", word) for word in request.stop_words),
@@ -188,6 +191,11 @@ def check_request(request: Request, limits: Limits) -> None:
         value = getattr(request.sampling, name)
         if not (math.isfinite(value) and low <= value <= high):
             raise RequestError(f"{name}={value} is out of range", why=f"possible: {low:g} to {high:g}")
+
+
+def _check_deadline(seconds: float | None) -> None:
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise RequestError(f"deadline_s={seconds} is out of range", why="possible: more than 0 s, or none")
 
 
 def _check_priority(priority: float) -> None:

@@ -9,8 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# How long an example takes says nothing on a machine that runs other tests beside it.
+settings.register_profile("beside_others", deadline=None)
+settings.load_profile("beside_others")
 
 MakeCheckpoint = Callable[..., Path]
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]

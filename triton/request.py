@@ -31,6 +31,7 @@ _SCALARS: dict[str, tuple[str, str, str]] = {
     "top_p_reset_id": ("top_p_reset_ids", "INT32", "<i"),
     "min_p": ("min_p", "FP32", "<f"),
     "priority": ("priority", "FP32", "<f"),
+    "deadline_ms": ("deadline_ms", "INT64", "<q"),
     "lora_id": ("lora_task_id", "UINT64", "<Q"),
     "beam_width": ("beam_width", "INT32", "<i"),
     "length_penalty": ("length_penalty", "FP32", "<f"),
@@ -63,6 +64,8 @@ class GenerateRequest:
     top_p_reset_id: int | None = None
     min_p: float | None = None
     priority: float | None = None
+    #: Time for the whole answer; the engine ends it then. ``timeout_s`` is the client's own patience.
+    deadline_ms: int | None = None
     lora_id: int | None = None
     beam_width: int | None = None
     length_penalty: float | None = None

@@ -22,6 +22,9 @@ __all__ = ["Chain", "ChainError"]
 #: Seconds between two looks whether clients are still there.
 PERIOD = 0.1
 
+#: The output of our own engine that says why an answer cannot go on (``tensors.py``).
+_FAILURE = "failure"
+
 _SIDE = frozenset(tensor.name for tensor in SIDE_OUTPUTS)
 
 
@@ -114,8 +117,9 @@ def _stream(step: Step, pool: Arrays, request_id: str) -> Iterator[Arrays]:
 
 def _request(step: Step, pool: Arrays, request_id: str) -> Any:
     inputs = [pb_utils.Tensor(name, pool[pooled]) for name, pooled in step.inputs.items() if pooled in pool]
+    wanted = [*step.outputs, _FAILURE] if step in STEPS[1:2] else list(step.outputs)
     return pb_utils.InferenceRequest(
-        model_name=step.model, request_id=request_id, requested_output_names=list(step.outputs), inputs=inputs
+        model_name=step.model, request_id=request_id, requested_output_names=wanted, inputs=inputs
     )
 
 
@@ -123,4 +127,7 @@ def _outputs(step: Step, answer: Any) -> Arrays:
     """Return a response's tensors under the ensemble's names."""
     if answer.has_error():
         raise ChainError(str(answer.error().message()))
-    return {step.outputs[tensor.name()]: np.array(tensor.as_numpy()) for tensor in answer.output_tensors()}
+    tensors = {tensor.name(): np.array(tensor.as_numpy()) for tensor in answer.output_tensors()}
+    if _FAILURE in tensors:
+        raise ChainError(tensors[_FAILURE].item().decode())
+    return {step.outputs[name]: array for name, array in tensors.items()}

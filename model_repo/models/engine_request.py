@@ -47,6 +47,7 @@ def engine_request(generation: Generation, tokenizer: Tokenizer) -> Request:
         bad_words=generation.bad_words,
         embedding_bias=generation.embedding_bias,
         priority=generation.priority,
+        deadline_s=generation.deadline_s,
         lora_id=generation.lora_id,
         guide=generation.guide,
         num_return_sequences=generation.answers,

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from shardyard.model_repo.models.acknowledge import Board
 from shardyard.model_repo.models.answer import Answer
 from shardyard.model_repo.models.answer_rows import AnswerRows
@@ -26,7 +28,8 @@ LONGEST_WAIT = 10.0
 class EngineStream:
     """``engine_id``: the engine's number. ``hurry``: wait for nothing more. ``silent``: questions without an answer.
 
-    ``group``: the streams of the request, this one among them; several where each of its answers is streamed.
+    ``failure``: why the answer cannot go on, sent in place of the rest. ``group``: the streams of the request, this
+    one among them; several where each of its answers is streamed.
     """
 
     answer: Answer | AnswerRows
@@ -36,6 +39,7 @@ class EngineStream:
     engine_id: int = 0
     hurry: bool = False
     silent: int = 0
+    failure: str = ""
     sent_at: float = field(default=0.0)
     course: Course = field(default_factory=Course)
     group: list[EngineStream] = field(default_factory=list)
@@ -59,10 +63,15 @@ class EngineStream:
         return self.hurry or self._seen() or time.monotonic() - self.sent_at > LONGEST_WAIT
 
     def send(self) -> None:
-        """Send what there is; it is the last response if the answer is finished."""
+        """Send what there is; it is the last response if the answer is finished or has failed."""
+        if self.failure and self.answer.generation.follower is not Follower.MODEL:
+            self.client.fail(self.failure)
+            return
         arrays = self.answer.response()
         self.sent_at = time.monotonic()
-        self.client.send(arrays, final=self.answer.finished)
+        if self.failure:  # Triton's stub loses an error that comes to a calling model after other responses.
+            arrays["failure"] = np.array([[self.failure.encode()]], dtype=object)
+        self.client.send(arrays, final=self.answer.finished or bool(self.failure))
 
     def unseen(self) -> bool:
         """Tell whether the ensemble ought to have brought the last chunk to ``postprocessing`` by now and has not."""

@@ -14,6 +14,7 @@ from shardyard.model_repo.models.client_share import Recipient, shares
 from shardyard.model_repo.models.engine_request import engine_request
 from shardyard.model_repo.models.engine_stream import EngineStream
 from shardyard.model_repo.models.generation import Generation
+from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.timings import Timings
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.runtime.executor import Executor
@@ -125,13 +126,17 @@ class EngineStreams:
                 self._send_waiting()
                 continue
             self._guarded(stream, partial(self._take, stream, output))
+            self._send_waiting()
             if sent:
                 sent.set()
-            self._send_waiting()
 
     def _take(self, stream: EngineStream, output: Output) -> None:
         if not self._open(stream):
             return  # What comes after a stop word in the text.
+        called = stream.answer.generation.follower is Follower.MODEL
+        if output.error and (called or output.finish_reason == "deadline"):
+            self._fail_in_turn(stream, output.error)
+            return
         if output.error:
             self._drop(stream, output.error)
             return
@@ -140,6 +145,16 @@ class EngineStreams:
         if not output.finished and all(each.answer.finished for each in stream.group):
             self._executor.cancel(stream.engine_id)
 
+    def _fail_in_turn(self, stream: EngineStream, failure: str) -> None:
+        """Let the error follow the chunk before it."""
+        stream.failure = failure
+        others = [each for each in stream.group if each is not stream]
+        with self._lock:
+            self._streams.difference_update(others)
+        for each in others:
+            self._waiting.pop(each, None)
+        self._waiting[stream] = None
+
     def _open(self, stream: EngineStream) -> bool:
         with self._lock:
             return stream in self._streams and not stream.answer.finished
@@ -147,7 +162,7 @@ class EngineStreams:
     def _send_waiting(self) -> None:
         for stream in [stream for stream in self._waiting if stream.may_send()]:
             del self._waiting[stream]
-            if stream.answer.finished:
+            if stream.answer.finished or stream.failure:
                 with self._lock:
                     self._streams.discard(stream)
             self._guarded(stream, stream.send)

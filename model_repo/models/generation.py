@@ -61,6 +61,7 @@ class Generation:
     bad_words: tuple[tuple[int, ...], ...]
     embedding_bias: npt.NDArray[np.float32] | None
     priority: float
+    deadline_s: float | None
     lora_id: int | None
     guide: Guide | None
     streaming: bool
@@ -113,6 +114,7 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
         bad_words=_words(tensors, "bad_words_list", limits),
         embedding_bias=_bias(tensors),
         priority=number(tensors, "priority", 0.5),
+        deadline_s=_deadline(tensors),
         lora_id=integer(tensors, "lora_task_id") if "lora_task_id" in tensors else None,
         guide=_guide(tensors),
         streaming=streaming,
@@ -199,6 +201,15 @@ def _words(tensors: Tensors, name: str, limits: Limits) -> tuple[tuple[int, ...]
 def _bias(tensors: Tensors) -> npt.NDArray[np.float32] | None:
     bias = row(tensors, "embedding_bias")
     return None if bias is None or np.array_equal(bias, NO_BIAS) else bias
+
+
+def _deadline(tensors: Tensors) -> float | None:
+    if "deadline_ms" not in tensors:
+        return None
+    milliseconds = integer(tensors, "deadline_ms")
+    if milliseconds < 1:
+        raise RequestError(f"deadline_ms is {milliseconds}", "it is the time for the whole answer: at least 1")
+    return milliseconds / 1000
 
 
 def _guide(tensors: Tensors) -> Guide | None:

@@ -188,6 +188,7 @@ def _sampling_arguments(sub: argparse.ArgumentParser) -> None:
         "--guide", metavar="KIND:TEXT", help="what the answer must be: json, json_schema:…, regex:…, ebnf_grammar:…"
     )
     group.add_argument("--lora-id", type=int, metavar="ID", help="the adapter that answers (serve.lora_dir/ID)")
+    group.add_argument("--deadline-ms", type=int, metavar="MS", help="end the answer after so long, finished or not")
     group.add_argument("--priority", type=float, help="0 to 1; a higher one is served first (0.5)")
 
 

@@ -126,6 +126,7 @@ def _request(args: argparse.Namespace, text: str) -> GenerateRequest:
         top_p_decay=args.top_p_decay,
         top_p_reset_id=args.top_p_reset_id,
         priority=args.priority,
+        deadline_ms=args.deadline_ms,
         lora_id=args.lora_id,
         guide=(kind, guide) if kind else None,
     )

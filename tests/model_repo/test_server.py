@@ -198,6 +198,17 @@ def test_sequences_in_one_response_and_as_streams(endpoint: Endpoint, model: str
     assert len(lines) > COUNT
 
 
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "ensemble_unary"])
+def test_a_deadline_ends_the_answer(endpoint: Endpoint, model: str) -> None:
+    late = {"text_input": PROMPT, "max_tokens": ENDLESS, "end_id": -1, "deadline_ms": 300}
+    assert "deadline of 0.3 s" in _post(endpoint, model, late)
+    if model != "ensemble_unary":
+        *pieces, last = _post(endpoint, model, {**late, "stream": True}, "generate_stream").split("data: ")
+        assert len(pieces) > 5
+        assert "deadline of 0.3 s" in last
+    _wait_for(endpoint, "used", lambda blocks: blocks == 0, 5)
+
+
 def test_logits(endpoint: Endpoint) -> None:
     asked = {"return_context_logits": True, "return_generation_logits": True, "return_num_input_tokens": True}
     answer = _generate(endpoint, "ensemble", end_id=-1, **asked)
@@ -224,6 +235,7 @@ BAD: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "nested": ({**GOOD, "zzz": {"a": 1}}, "zzz"),
     "out of range": ({**GOOD, "top_p": 2}, "top_p is 2"),
     "beams": ({**GOOD, "beam_width": 99}, "beam_width=99 is out of range"),
+    "no time": ({**GOOD, "deadline_ms": 0}, "deadline_ms is 0"),
     "an encoder": ({**GOOD, "decoder_text_input": "x"}, "decoder_text_input is not possible"),
     "an end id that is none": ({**GOOD, "end_id": 515}, "end_id has the id 515"),
     "no JSON": (b"{", "failed to parse"),
