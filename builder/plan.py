@@ -15,7 +15,8 @@ from shardyard.builder.quantization.rank_plan import pipeline_plan
 from shardyard.builder.source.checkpoint import SourceCheckpoint
 from shardyard.builder.source.outline import open_headers
 from shardyard.console import human_bytes
-from shardyard.spec import EngineSpec, ParallelSpec, Pipeline
+from shardyard.engine_spec import EngineSpec
+from shardyard.spec import ParallelSpec, Pipeline
 
 __all__ = ["Plan", "RankPlan", "plan", "plan_source", "rank_elements"]
 

@@ -20,7 +20,8 @@ from shardyard.model_repo.repository_files import TOKENIZER, write_repository
 from shardyard.model_repo.special_ids import SpecialIds, read_special_ids
 from shardyard.model_repo.tensors import MODELS
 from shardyard.model_repo.tokenizer_files import check_tokenizer
-from shardyard.spec import Pipeline, ServeSpec
+from shardyard.serve_spec import ServeSpec
+from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
 from shardyard.toolchain import describe
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from shardyard.errors import PipelineError
 from shardyard.gpu_spec import GpuServeSpec
 from shardyard.model_repo.gpu_engine import GpuEngine
-from shardyard.spec import Pipeline, ServeSpec
+from shardyard.serve_spec import ServeSpec
+from shardyard.spec import Pipeline
 
 __all__ = ["check_gpu"]
 

@@ -20,7 +20,8 @@ from shardyard.perf.ranks import RankFigures, closed_formulas, read_ranks, since
 from shardyard.perf.report import REPORT, render
 from shardyard.perf.results import RESULTS, Hashes, Results, make_results, measure_all
 from shardyard.perf.workload import Workload, check_fits, make_workload
-from shardyard.spec import PerfSpec, Pipeline
+from shardyard.perf_spec import PerfSpec
+from shardyard.spec import Pipeline
 from shardyard.toolchain import describe
 
 __all__ = ["prepare_workload", "run"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shardyard.endpoint import Endpoint
-from shardyard.spec import PerfSpec
+from shardyard.perf_spec import PerfSpec
 
 __all__ = ["LOAD", "LOCUST_CSV", "PLAN_VARIABLE", "RECORDS", "STATUS", "WORKLOAD", "Plan", "make_plan", "read_plan"]
 

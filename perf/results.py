@@ -18,7 +18,7 @@ from shardyard.perf.provenance import Provenance
 from shardyard.perf.ranks import RankFigures
 from shardyard.perf.records import Record
 from shardyard.perf.validity import Note, judge
-from shardyard.spec import PerfSpec
+from shardyard.perf_spec import PerfSpec
 
 __all__ = ["RESULTS", "Goodput", "Hashes", "Requests", "Results", "make_results", "measure_all", "read_results"]
 

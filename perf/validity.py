@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from shardyard.perf.distribution import distribution
 from shardyard.perf.metrics import RequestMetrics
 from shardyard.perf.records import Record
-from shardyard.spec import PerfSpec
+from shardyard.perf_spec import PerfSpec
 
 __all__ = ["CPU_LIMIT", "Note", "judge", "off_length"]
 

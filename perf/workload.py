@@ -15,7 +15,7 @@ from pathlib import Path
 
 from shardyard.errors import PipelineError
 from shardyard.perf.prompts import PromptMaker
-from shardyard.spec import LengthSpec, PerfSpec
+from shardyard.perf_spec import LengthSpec, PerfSpec
 
 __all__ = ["Prompt", "Workload", "check_fits", "draw_lengths", "make_workload", "read_workload"]
 

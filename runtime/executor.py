@@ -24,10 +24,11 @@ from shardyard.runtime.kv_cache import BLOCK_TOKENS, BlockAllocator
 from shardyard.runtime.leader import Leader
 from shardyard.runtime.loading import load_rank
 from shardyard.runtime.rank import RankModel
-from shardyard.runtime.request import Guide, Limits, Output, Request, check_request
+from shardyard.runtime.request import Guide, Limits, Output, Request
+from shardyard.runtime.request_check import check_request
 from shardyard.runtime.scheduler import Policy, Scheduler
 from shardyard.runtime.sequence import OnOutput, Sequence
-from shardyard.runtime.stats import Stats
+from shardyard.runtime.stats import Stats, stats_of
 from shardyard.runtime.world import World
 
 if TYPE_CHECKING:  # The parser is loaded when the first guide comes.
@@ -167,25 +168,7 @@ class Executor:
 
     def stats(self) -> Stats:
         """Return what the engine is doing at this moment."""
-        scheduler, leader = self.scheduler, self._leader
-        return Stats(
-            active=len(scheduler.running),
-            queued=self._queued(),
-            max_active=scheduler.max_batch_size,
-            kv_blocks_used=scheduler.allocator.used,
-            kv_blocks_total=scheduler.allocator.total,
-            kv_block_tokens=BLOCK_TOKENS,
-            steps=scheduler.steps,
-            prompt_tokens=leader.prompt_tokens if leader else 0,
-            generated_tokens=leader.generated_tokens if leader else 0,
-            compute_s=leader.model.compute_s if leader else 0.0,
-            ranks=tuple(leader.times.values()) if leader else (),
-            kv_blocks_new=scheduler.holdings.taken,
-            kv_blocks_reused=scheduler.holdings.reused,
-            preempted=scheduler.preempted,
-            draft_tokens=leader.draft_tokens if leader else 0,
-            accepted_tokens=leader.accepted_tokens if leader else 0,
-        )
+        return stats_of(self.scheduler, self._leader, self._queued())
 
     def _queued(self) -> int:
         """Requests that wait for a place in the batch; new ones that will get one at the next step do not."""

@@ -12,13 +12,14 @@ from shardyard.runtime.adapters.loading import AdapterLoader
 from shardyard.runtime.adapters.orders import LoadOrder
 from shardyard.runtime.adapters.store import AdapterStore
 from shardyard.runtime.beams.beams import Beams
+from shardyard.runtime.choosing import choose_for
 from shardyard.runtime.deadlines import Deadlines, too_late
 from shardyard.runtime.preparing import Compile, Preparing, needs_means
 from shardyard.runtime.rank import RankModel
 from shardyard.runtime.rank_times import RankTimes
 from shardyard.runtime.request import FinishReason, Output
 from shardyard.runtime.results import Floats, StepResult, merge_results, pack_result, result_size
-from shardyard.runtime.sampler import choose, log_probability
+from shardyard.runtime.sampler import log_probability
 from shardyard.runtime.scheduler import Scheduler, Step
 from shardyard.runtime.sequence import Sequence
 from shardyard.runtime.siblings import Siblings
@@ -182,16 +183,7 @@ class Leader:
         request = sequence.request
         if request.want_context_logits and not sequence.generated and not sequence.index:
             sequence.keep_context(len(request.prompt) - 1, logits)
-        allowed = sequence.guide.allowed(len(logits)) if sequence.guide else None
-        token = choose(
-            logits,
-            sequence.sampling,
-            sequence.tokens,
-            sequence.generated,
-            sequence.barred,
-            allowed,
-            request.embedding_bias,
-        )
+        token = choose_for(sequence, logits)
         log_probs = [log_probability(logits, token)] if request.want_log_probs else None
         chosen_from = logits[None].copy() if request.want_generation_logits else None
         self._emit(sequence, token, sequence.append(token), log_probs, chosen_from)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.rank_times import RankTimes
 
-__all__ = ["Stats"]
+if TYPE_CHECKING:
+    from shardyard.runtime.leader import Leader
+    from shardyard.runtime.scheduler import Scheduler
+
+__all__ = ["Stats", "stats_of"]
 
 
 @dataclass(frozen=True)
@@ -35,3 +41,25 @@ class Stats:
     preempted: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+
+
+def stats_of(scheduler: Scheduler, leader: Leader | None, queued: int) -> Stats:
+    """Return what the engine is doing at this moment."""
+    return Stats(
+        active=len(scheduler.running),
+        queued=queued,
+        max_active=scheduler.max_batch_size,
+        kv_blocks_used=scheduler.allocator.used,
+        kv_blocks_total=scheduler.allocator.total,
+        kv_block_tokens=BLOCK_TOKENS,
+        steps=scheduler.steps,
+        prompt_tokens=leader.prompt_tokens if leader else 0,
+        generated_tokens=leader.generated_tokens if leader else 0,
+        compute_s=leader.model.compute_s if leader else 0.0,
+        ranks=tuple(leader.times.values()) if leader else (),
+        kv_blocks_new=scheduler.holdings.taken,
+        kv_blocks_reused=scheduler.holdings.reused,
+        preempted=scheduler.preempted,
+        draft_tokens=leader.draft_tokens if leader else 0,
+        accepted_tokens=leader.accepted_tokens if leader else 0,
+    )

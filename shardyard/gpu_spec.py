@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from shardyard.section import Positive, Section
 
 __all__ = ["GpuServeSpec"]
 
-Positive = Annotated[int, Field(ge=1)]
 
-
-class GpuServeSpec(BaseModel):
+class GpuServeSpec(Section):
     """Settings of the GPU engine's Triton model; what is left out is TensorRT-LLM's default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     mode: Annotated[
         Literal["leader", "orchestrator"],

@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from shardyard.engine_spec import EngineSpec
 from shardyard.errors import PipelineError
-from shardyard.spec import EngineSpec
 
 __all__ = ["GPUS", "INSTANCES", "Gpu", "Instance", "Machine", "find_machine"]
 

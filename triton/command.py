@@ -11,7 +11,7 @@ from pathlib import Path
 from shardyard.heartbeat import LONGEST_WORK_VARIABLE
 from shardyard.mpi import mpirun_command
 from shardyard.report import REPORT_TO
-from shardyard.spec import ServeSpec
+from shardyard.serve_spec import ServeSpec
 from shardyard.triton.control import restrictions
 from shardyard.triton.guard import RUN_VARIABLE
 from shardyard.triton.hosts import Placement

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from shardyard.errors import LaunchError
-from shardyard.spec import ServeSpec
+from shardyard.serve_spec import ServeSpec
 
 __all__ = ["Ports", "choose_ports"]
 

@@ -14,7 +14,8 @@ from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import ArtifactError, LaunchError
 from shardyard.heartbeat import PERIOD
-from shardyard.spec import Pipeline, ServeSpec
+from shardyard.serve_spec import ServeSpec
+from shardyard.spec import Pipeline
 from shardyard.triton.command import Launch, agent_options
 from shardyard.triton.end_signals import EndSignals
 from shardyard.triton.guard import PIDS

@@ -18,7 +18,7 @@ from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError
 from shardyard.heartbeat import LONGEST_WORK_VARIABLE, PERIOD, Beat
 from shardyard.mpi import child_environment
-from shardyard.spec import ServeSpec
+from shardyard.serve_spec import ServeSpec
 from shardyard.triton import guard
 from shardyard.triton.crash_line import CrashLine
 from shardyard.triton.hosts import Placement

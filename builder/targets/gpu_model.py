@@ -18,7 +18,8 @@ from shardyard.builder.quantization.rank_plan import pipeline_plan
 from shardyard.builder.source.checkpoint import read_json
 from shardyard.builder.source.outline import open_headers
 from shardyard.builder.source.safetensors_file import SafetensorsFile
-from shardyard.spec import EngineSpec, Pipeline
+from shardyard.engine_spec import EngineSpec
+from shardyard.spec import Pipeline
 
 __all__ = ["GpuModel", "cache_algo", "model_of_checkpoint", "model_of_source"]
 

@@ -14,8 +14,9 @@ from shardyard.builder.dtypes import BY_NAME
 from shardyard.builder.layout.ranks import pad, rank_index, stage_layers
 from shardyard.builder.targets.gpu_model import GpuModel
 from shardyard.console import human_bytes
+from shardyard.engine_spec import EngineSpec
 from shardyard.machines import Machine
-from shardyard.spec import EngineSpec, ParallelSpec
+from shardyard.spec import ParallelSpec
 
 __all__ = ["FORMULA", "Budget", "budget_of_rank", "budgets", "tightest"]
 

@@ -12,6 +12,7 @@ from shardyard.errors import RequestError
 from shardyard.model_repo.models.adapter_tensors import adapter_of
 from shardyard.model_repo.models.arrays import Tensors, flag, integer, number, row, text
 from shardyard.model_repo.models.bias_words import NO_BIAS
+from shardyard.model_repo.models.lengths import check_lengths
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.word_lists import unpack_words
 from shardyard.model_repo.unsupported import refuse_unsupported
@@ -135,28 +136,6 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
         context_logits=flag(tensors, "return_context_logits"),
         lora=adapter_of(tensors),
     )
-
-
-def check_lengths(prompt: int, new: int, max_seq_len: int) -> None:
-    """Check that prompt and answer, in tokens, fit the engine.
-
-    Raises:
-        RequestError: they do not.
-    """
-    if prompt >= max_seq_len:
-        raise RequestError(
-            f"the prompt has {prompt} tokens",
-            f"the engine was built for max_seq_len={max_seq_len}, prompt and answer together",
-            f"shorten it to at most {max_seq_len - 1} tokens",
-        )
-    if new < 1:
-        raise RequestError(f"max_tokens is {new}", "an answer has at least one token", "ask for 1 or more")
-    if prompt + new > max_seq_len:
-        raise RequestError(
-            f"max_tokens is {new} after a prompt of {prompt} tokens",
-            f"together they exceed max_seq_len={max_seq_len}",
-            f"ask for at most {max_seq_len - prompt}",
-        )
 
 
 def _prompt(tensors: Tensors, limits: Limits) -> tuple[int, ...]:

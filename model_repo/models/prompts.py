@@ -14,7 +14,7 @@ import numpy.typing as npt
 from shardyard.errors import RequestError
 from shardyard.model_repo.models.arrays import Tensors, integer, text, texts
 from shardyard.model_repo.models.bias_words import bias_of_words
-from shardyard.model_repo.models.generation import check_lengths
+from shardyard.model_repo.models.lengths import check_lengths
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.word_lists import pack_words

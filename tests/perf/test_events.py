@@ -18,7 +18,7 @@ from shardyard.perf.http_lane import HttpLane
 from shardyard.perf.lane import Exchange
 from shardyard.perf.plan import Plan, make_plan
 from shardyard.perf.workload import Prompt
-from shardyard.spec import PerfSpec
+from shardyard.perf_spec import PerfSpec
 
 
 @pytest.fixture(scope="module")

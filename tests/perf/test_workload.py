@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from shardyard.errors import CheckpointError, PipelineError
 from shardyard.perf.prompts import PromptMaker, load_tokenizer
 from shardyard.perf.workload import Workload, check_fits, draw_lengths, make_workload, read_workload
-from shardyard.spec import LengthSpec, Pipeline
+from shardyard.perf_spec import LengthSpec
+from shardyard.spec import Pipeline
 
 MakePipeline = Callable[..., Pipeline]
 

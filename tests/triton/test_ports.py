@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shardyard.errors import LaunchError
-from shardyard.spec import ServeSpec
+from shardyard.serve_spec import ServeSpec
 from shardyard.triton.ports import FREE_RANGE, choose_ports
 
 

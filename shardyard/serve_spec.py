@@ -1,0 +1,61 @@
+"""The section ``serve`` of the pipeline file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shardyard.gpu_spec import GpuServeSpec
+from shardyard.section import Port, Positive, Section
+
+__all__ = ["ServeSpec"]
+
+
+class ServeSpec(Section):
+    """How the endpoint is launched."""
+
+    host: Annotated[str, Field(description="address that the ports bind to")] = "127.0.0.1"
+    http_port: Annotated[Port, Field(description="0 takes a free port")] = 8000
+    grpc_port: Annotated[Port, Field(description="0 takes a free port")] = 8001
+    metrics_port: Annotated[Port, Field(description="0 takes a free port")] = 8002
+    max_queue_size: Annotated[int, Field(ge=0, description="requests that may wait; 0: no limit")] = 128
+    preprocessing_instances: Annotated[Positive, Field(description="processes that tokenize")] = 1
+    postprocessing_instances: Annotated[Positive, Field(description="processes that turn tokens into text")] = 1
+    bls_instances: Annotated[Positive, Field(description="processes of tensorrt_llm_bls and of ensemble_unary")] = 1
+    enable_kv_cache_reuse: Annotated[bool, Field(description="compute prompts that begin alike once")] = True
+    batch_scheduler_policy: Annotated[
+        Literal["guaranteed_no_evict", "max_utilization"],
+        Field(description="keep room for the longest answers, or interrupt who ranks lowest when the cache is full"),
+    ] = "guaranteed_no_evict"
+    lora_dir: Annotated[
+        str | None, Field(description="folder of LoRA adapters: <id>/adapter_config.json and adapter_model.safetensors")
+    ] = None
+    exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
+    gpu: GpuServeSpec = GpuServeSpec()
+    hosts: Annotated[
+        tuple[str, ...],
+        Field(strict=False, description="NAME:RANKS of each host, this one first; empty: this one alone"),
+    ] = ()
+    hostfile: Annotated[str | None, Field(description="the same as a file: lines NAME slots=RANKS")] = None
+    launch_agent: Annotated[
+        str | None, Field(description="program that runs a command on a host, called as PROGRAM HOST COMMAND (ssh)")
+    ] = None
+    network: Annotated[
+        str | None, Field(description="network that connects the hosts, e.g. 10.0.0.0/16; default: as MPI finds it")
+    ] = None
+    open_apis: Annotated[
+        tuple[Literal["model-repository", "shared-memory", "trace", "logging"], ...],
+        Field(strict=False, description="groups of Triton's calls that clients may use, beside inference and health"),
+    ] = ()
+    start_timeout_s: Annotated[float, Field(gt=0, description="seconds until the launch has failed")] = 120.0
+    stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = 5.0
+    drain_timeout_s: Annotated[
+        float, Field(ge=0, description="seconds that open requests get to finish, once the end is asked for")
+    ] = 30.0
+    hang_timeout_s: Annotated[
+        float, Field(ge=2, description="seconds without a sign of life until a process counts as hanging")
+    ] = 8.0
+    step_timeout_s: Annotated[
+        float, Field(gt=0, description="seconds that one step of the engine may take until its rank counts as hanging")
+    ] = 120.0
