@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shardyard.runtime.attention import PagedInputs
 from shardyard.runtime.context import ContextGroup
 from shardyard.runtime.network import AttentionSpec
+from shardyard.runtime.op_failure import noting_failure
 from shardyard.runtime.own_cache import Array, OwnCache
 
 __all__ = ["own_attention"]
@@ -139,10 +140,7 @@ class _OwnAttention(ov.Op):  # type: ignore[misc]
     def evaluate(self, outputs: list[Any], inputs: list[Any]) -> bool:
         q, k, v, *places = (tensor.data for tensor in inputs)
         outputs[0].shape = inputs[0].shape
-        try:
+        context = self.attention.context
+        with noting_failure(context.group.abort if context else None):
             outputs[0].data[...] = self.attention.run(q, k, v, places)
-        except BaseException:  # The plugin says nothing: without this, peers would wait for ever.
-            if self.attention.context:
-                self.attention.context.group.abort()
-            raise
         return True

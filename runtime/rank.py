@@ -36,6 +36,7 @@ from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.native.packing import plain_arrays
 from shardyard.runtime.native.products import Level, load_products
 from shardyard.runtime.network import ComputeType, KvType, NetworkSpec
+from shardyard.runtime.op_failure import raise_noted
 from shardyard.runtime.rank_times import RankTimes
 from shardyard.runtime.step_inputs import step_inputs
 from shardyard.runtime.step_plan import StepPlan, single_prompt
@@ -195,8 +196,11 @@ class RankModel:
         self._inputs = inputs  # The request reads this memory until the inference has ended.
         _bind(request, {name: ov.Tensor(array, shared_memory=True) for name, array in inputs.items()})
         self._computing_since = started = time.perf_counter()
-        request.infer()
-        self._computing_since = None
+        try:
+            request.infer()
+        finally:
+            self._computing_since = None
+        raise_noted()
         self.compute_s += time.perf_counter() - started
         self.steps += 1
         output: NDArray[np.float32] = request.get_output_tensor(0).data
