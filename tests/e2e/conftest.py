@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -44,6 +45,14 @@ class Served:
     def grpc(self) -> str:
         """host:port of the gRPC endpoint."""
         return f"{self.address['host']}:{self.address['grpc_port']}"
+
+    def active(self) -> int:
+        """Return how many sequences the engine holds, from its metrics."""
+        url = f"http://{self.address['host']}:{self.address['metrics_port']}/metrics"
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        (line,) = [x for x in lines if x.startswith("nv_trt_llm_request_metrics") and 'request_type="active"' in x]
+        return int(float(line.rsplit(" ", 1)[1]))
 
     def children(self) -> list[psutil.Process]:
         """Return every process below the command."""

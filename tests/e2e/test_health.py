@@ -93,8 +93,7 @@ def test_an_end_in_order_finishes_streams(served: Any) -> None:
     answers: list[tuple[int, str]] = []
     stream = threading.Thread(target=lambda: answers.append(generate(served, 900)))
     stream.start()
-    time.sleep(0.3)
-    assert stream.is_alive()
+    until(lambda: served.active() == 1, 5)
     served.process.send_signal(signal.SIGTERM)
     until(lambda: not ready(served), 2)
     until(lambda: "the endpoint is ending" in generate(served, 4)[1], 2)
@@ -107,9 +106,9 @@ def test_an_end_in_order_finishes_streams(served: Any) -> None:
 def test_a_second_signal_ends_at_once(served: Any) -> None:
     stream = threading.Thread(target=lambda: _ignore(lambda: generate(served, 900)))
     stream.start()
-    time.sleep(0.3)
+    until(lambda: served.active() == 1, 5)
     served.process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    until(lambda: not ready(served), 2)
     assert stream.is_alive()
     served.process.send_signal(signal.SIGTERM)
     assert served.process.wait(timeout=6) == 0

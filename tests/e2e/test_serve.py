@@ -214,10 +214,10 @@ def test_a_client_that_goes_away_frees_its_sequence(served: Any) -> None:
     with subprocess.Popen(["curl", "--silent", "-N", "-d", body, url], stdout=subprocess.PIPE) as client:
         assert client.stdout is not None
         client.stdout.readline()
-        wait_until(lambda: active(served) == 1, 2)
+        wait_until(lambda: served.active() == 1, 2)
         client.kill()
     killed = time.monotonic()
-    wait_until(lambda: active(served) == 0, 2)
+    wait_until(lambda: served.active() == 0, 2)
     # A thousand tokens take longer than that: it was the disconnect, not the end of the answer.
     assert time.monotonic() - killed < 1.5
 
@@ -227,14 +227,6 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
-
-
-def active(served: Any) -> int:
-    """Return how many sequences the engine holds, from its metrics."""
-    url = f"http://{served.address['host']}:{served.address['metrics_port']}/metrics"
-    lines = subprocess.run(["curl", "--silent", url], capture_output=True, text=True, timeout=5).stdout.splitlines()
-    (line,) = [x for x in lines if x.startswith("nv_trt_llm_request_metrics") and 'request_type="active"' in x]
-    return int(float(line.rsplit(" ", 1)[1]))
 
 
 @pytest.mark.parametrize("path", ["repository/index", "repository/models/ensemble/unload", "logging"])
@@ -250,7 +242,7 @@ def test_a_second_serve_on_the_same_port_is_refused(shardyard: Run, served: Any)
     done = shardyard("serve", "p.yaml", "--work", "other", "--set", f"serve.http_port={port}", cwd=served.folder)
     assert done.returncode == 5
     assert f"port {port}" in done.stderr
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize("verb", ["serve", "up"])

@@ -41,10 +41,21 @@ def test_logits_and_every_layers_output(golden: Any) -> None:
 
 
 def test_greedy_tokens(golden: Any) -> None:
+    """Every token is the likeliest after those before it; two that are nearer than the tolerance are a draw."""
     reference = Reference(open_source(golden.folder))
     assert reference.config.end_ids == tuple(golden.described["end_ids"])
     for case in golden.described["cases"]:
-        assert reference.greedy(case["ids"], golden.described["max_new_tokens"]) == case["tokens"]
+        ids, tokens = case["ids"], case["tokens"]
+        rows = reference.logits([ids + tokens])[0][len(ids) - 1 : -1]
+        slack = 2 * TOLERANCE * np.abs(rows).max(axis=1)
+        chosen = rows[np.arange(len(tokens)), tokens]
+        assert (chosen >= rows.max(axis=1) - slack).all()
+        # Each machine sums in its own order: after a draw greedy search may go on otherwise.
+        draws = np.flatnonzero((rows >= (chosen - slack)[:, None]).sum(axis=1) > 1)
+        sure = int(draws[0]) if draws.size else len(tokens)
+        got = reference.greedy(ids, golden.described["max_new_tokens"])
+        assert got[:sure] == tokens[:sure]
+        assert sure < len(tokens) or got == tokens
 
 
 def test_the_tokenizer_gives_the_same_ids_and_text(golden: Any) -> None:

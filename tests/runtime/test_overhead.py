@@ -23,7 +23,7 @@ def test_a_step_is_planned_in_no_time(batch: int, most_us: float) -> None:
         scheduler.add(Sequence(id, Request(prompt, 500), lambda output: None, list(prompt)))
     seconds = []
     for number in range(100):
-        started = time.perf_counter()
+        started = time.thread_time()
         step = scheduler.next_step()
         assert step is not None
         for row, draft in zip(step.rows, step.drafts, strict=True):
@@ -31,5 +31,5 @@ def test_a_step_is_planned_in_no_time(batch: int, most_us: float) -> None:
                 row.append(number + row.id)
         for row in step.rows:
             row.settle()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.thread_time() - started)
     assert np.median(seconds) * 1e6 < most_us

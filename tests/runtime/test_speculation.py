@@ -44,6 +44,8 @@ def test_answers_are_the_same_with_drafts(make_engine: Callable[..., Path], exec
         Request(part * 3, 40, SamplingParams(top_k=2, temperature=0.3, seed=5)),
         Request(part * 2, 30, SamplingParams(repetition_penalty=1.3)),
         Request(part, 60, min_tokens=20, end_ids=tuple(range(100))),
+        # One token over and over, whatever the machine's arithmetic: here drafts are surely accepted.
+        Request(part, 20, embedding_bias=np.where(np.arange(515) == 300, 1e6, 0).astype(np.float32)),
     ]
     answers = []
     for kind in ("none", "prompt_lookup"):
