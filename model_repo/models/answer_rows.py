@@ -54,7 +54,9 @@ class AnswerRows:
         self.chunks = 1
         arrays = {name: value for part in reversed(parts) for name, value in part.items()}
         for name in arrays.keys() & _ROWS.keys():
-            arrays[name] = _stacked([part[name] for part in parts if name in part], _ROWS[name])
+            # An answer without tokens has no logits; its row must not become the next one's.
+            given = [part[name] if name in part else arrays[name][:, :, :0] for part in parts]
+            arrays[name] = _stacked(given, _ROWS[name])
         if "num_output_tokens" in arrays:
             arrays["num_output_tokens"] = np.sum([part["num_output_tokens"] for part in parts], axis=0, dtype=np.int32)
         rows = tuple((state.text_tokens, state.limit) for state in states)

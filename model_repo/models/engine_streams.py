@@ -17,6 +17,7 @@ from shardyard.model_repo.models.generation import Generation
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.timings import Timings
 from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.runtime.beams.checking import check_beams
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output
 
@@ -54,6 +55,8 @@ class EngineStreams:
             RequestError: the engine refuses it.
         """
         request = engine_request(generation, tokenizer)
+        # Before anything is made for each answer: a request may ask for 2^31 of them.
+        check_beams(request, self._executor.limits)
         channel = self._board.channel if generation.follower else 0
         with self._lock:
             answers = make_answers(generation, tokenizer, channel, lambda: next(self._numbers))

@@ -16,7 +16,7 @@ from shardyard.model_repo.models.lengths import check_lengths
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.word_lists import unpack_words
 from shardyard.model_repo.unsupported import refuse_unsupported
-from shardyard.runtime.request import Guide, GuideKind
+from shardyard.runtime.request import Guide, GuideKind, SamplingParams
 
 __all__ = ["Defaults", "Generation", "Limits", "parse_generation"]
 
@@ -74,8 +74,8 @@ class Generation:
     num_output_tokens: bool
     follower: Follower
     beam_width: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool = False
+    length_penalty: float = SamplingParams.length_penalty
+    early_stopping: bool = SamplingParams.early_stopping
     beam_diversity: float = 0.0
     answers: int = 1
     context_logits: bool = False
@@ -128,8 +128,8 @@ def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Ge
         num_output_tokens=flag(tensors, "return_num_output_tokens"),
         follower=_follower(tensors),
         beam_width=beam_width,
-        length_penalty=number(tensors, "len_penalty", 1.0),
-        early_stopping=flag(tensors, "early_stopping"),
+        length_penalty=number(tensors, "len_penalty", SamplingParams.length_penalty),
+        early_stopping=flag(tensors, "early_stopping", SamplingParams.early_stopping),
         beam_diversity=number(tensors, "beam_search_diversity_rate"),
         # As TensorRT-LLM's: all beams, unless fewer are asked for.
         answers=integer(tensors, "num_return_sequences", beam_width),

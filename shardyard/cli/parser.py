@@ -153,9 +153,12 @@ def _several_arguments(sub: argparse.ArgumentParser) -> None:
     group = sub.add_argument_group("several answers", "They are printed when all are whole, one after the other.")
     group.add_argument("--answers", type=int, metavar="N", help="so many answers to the prompt (1, or all beams)")
     group.add_argument("--beam-width", type=int, metavar="N", help="beam search with so many beams")
-    group.add_argument("--length-penalty", type=float, help="above 0: longer beams are better; below: shorter ones (1)")
+    group.add_argument("--length-penalty", type=float, help="above 0: longer beams are better; below: shorter ones (0)")
     group.add_argument(
-        "--early-stopping", action="store_true", default=None, help="end when as many beams as asked for have ended"
+        "--early-stopping",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="end when as many beams as asked for have ended, or only when no better one can come (the former)",
     )
     group.add_argument("--beam-diversity", type=float, help="above 0: lower beams are kept more often")
 

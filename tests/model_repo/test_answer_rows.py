@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from shardyard.errors import RequestError
+from shardyard.model_repo.models import engine_streams
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.answer_rows import AnswerRows
 from shardyard.model_repo.models.answers import make_answers
@@ -17,6 +19,7 @@ from shardyard.model_repo.models.generation import Defaults, Generation, Limits,
 from shardyard.model_repo.models.text_state import NO_LIMIT, TextState
 from shardyard.model_repo.models.text_streams import TextStreams
 from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.runtime.request import Limits as EngineLimits
 from shardyard.runtime.request import Output
 
 
@@ -53,6 +56,31 @@ def test_rows_are_filled_to_the_longest(byte_level: Tokenizer) -> None:
     assert arrays["num_output_tokens"].tolist() == [[4]]
     state = TextState.from_array(arrays["text_state"])
     assert state == TextState(7, 9, 0, 0, NO_LIMIT, True, ((3, NO_LIMIT), (1, NO_LIMIT)))
+
+
+def test_logits_stay_with_their_answer(byte_level: Tokenizer) -> None:
+    """An answer that ends at once has a row too."""
+    rows = _rows(_generation(num_return_sequences=3, return_generation_logits=True), byte_level)
+    for index, count in enumerate((0, 2, 1)):
+        logits = np.full((count, 4), index, np.float32) if count else None
+        rows.take(Output(1, [9] * count, index == 2, "end_id", index=index, generation_logits=logits))
+    logits = rows.response()["generation_logits"]
+    assert logits.shape == (1, 3, 2, 4)
+    assert logits[0, :, :, 0].tolist() == [[0, 0], [1, 1], [2, 0]]
+
+
+@pytest.mark.parametrize("name", ["num_return_sequences", "beam_width"])
+def test_too_many_answers_are_refused_before_any_is_made(
+    byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    made: list[Generation] = []
+    monkeypatch.setattr(engine_streams, "make_answers", lambda generation, *rest: made.append(generation) or [])
+    executor = Mock(limits=EngineLimits(vocab=1000, max_seq_len=100, kv_tokens=100, max_beam_width=4, max_answers=8))
+    streams = engine_streams.EngineStreams(executor, lambda: True)
+    with pytest.raises(RequestError, match=rf"{name}={2**31 - 1} is out of range"):
+        streams.submit(_generation(**{name: 2**31 - 1}), byte_level, Mock(), "")
+    assert not made
+    executor.submit.assert_not_called()
 
 
 def test_every_row_is_decoded_by_itself(byte_level: Tokenizer) -> None:

@@ -163,3 +163,24 @@ def test_guides_that_are_none(kind: bytes | None, guide: bytes | None, hint: str
     }
     with pytest.raises(RequestError, match=hint):
         _parse(**tensors)
+
+
+def test_beams_and_sequences_reach_the_engine(byte_level: Tokenizer) -> None:
+    """What is left out is as in TensorRT-LLM: no length penalty, and an early end."""
+    plain = engine_request(_parse(beam_width=[3]), byte_level)
+    assert plain.num_return_sequences == 3
+    assert (plain.sampling.length_penalty, plain.sampling.early_stopping, plain.sampling.beam_diversity) == (0, True, 0)
+    given = engine_request(
+        _parse(
+            beam_width=[3],
+            num_return_sequences=[2],
+            len_penalty=[1.5],
+            early_stopping=[False],
+            beam_search_diversity_rate=[0.25],
+            return_context_logits=[True],
+        ),
+        byte_level,
+    )
+    sampling = given.sampling
+    assert (sampling.beam_width, sampling.length_penalty, sampling.early_stopping) == (3, 1.5, False)
+    assert (sampling.beam_diversity, given.num_return_sequences, given.want_context_logits) == (0.25, 2, True)
