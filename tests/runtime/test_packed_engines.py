@@ -48,7 +48,7 @@ def test_logits_are_those_of_the_same_numbers(make_engine: Callable[..., Path], 
             got = model.logits(PROMPT[:count])
             assert got is not None
             errors = np.sqrt(((got - exact[:count]) ** 2).mean(1) / (exact[:count] ** 2).mean(1))
-            assert (products != level or np.median(errors) > 0) and np.median(errors) < limit
+            assert (products == "avx2" or np.median(errors) > 0) and np.median(errors) < limit
 
 
 @pytest.mark.e2e
