@@ -55,12 +55,14 @@ def lead(engine: Path, requests: list[dict], idle: float, lora_dir: Path | None)
 
 def cpu_while(seconds: float) -> float:
     """Return the CPU time that all ranks take per second while nothing is asked of them."""
+    if not seconds:
+        return 0.0
     time.sleep(min(seconds, 1.2))  # The waits have cooled down by then.
     ranks = [p for p in psutil.Process().parent().children(recursive=True) if "generate.py" in " ".join(p.cmdline())]
     before = [sum(p.cpu_times()[:2]) for p in ranks]
     time.sleep(seconds)
     after = [sum(p.cpu_times()[:2]) for p in ranks]
-    return max(b - a for a, b in zip(before, after, strict=True)) / seconds if seconds else 0.0
+    return max(b - a for a, b in zip(before, after, strict=True)) / seconds
 
 
 engine, requests, idle = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), float(sys.argv[3])
