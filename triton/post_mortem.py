@@ -101,16 +101,26 @@ def _culprit(gone: Sequence[Ended], logs: Path, ranks: int) -> tuple[Ended, str]
     """Return the process that was the first to end, and how it did.
 
     What an aborting rank or a crashing tritonserver writes is certain. What the kernel told us comes next, if it was
-    one process. When several ended at once, mpirun knows better: it is their parent.
+    one process. When several ended at once, mpirun knows better: it is their parent. A model's process may end because
+    Triton crashed, or Triton may crash because it ended: whenever both did, both are said.
     """
     if (rank := _aborted(logs, ranks)) is not None:
         return _process(rank), "it met an error and aborted the MPI world"
-    if (number := crash_signal(_read(rank_log(logs, 0)))) is not None:
-        return _process(0), f"it crashed with {_signal_name(number)}"
+    stubs = [ended for ended in gone if ended.stub]
+    others = [ended for ended in gone if not ended.stub]
+    number = crash_signal(_read(rank_log(logs, 0)))
+    if number is None and not others:
+        return stubs[0], "it was killed or crashed"
+    if number is None:
+        ended, how = _culprit_but_models(others, logs)
+    else:
+        ended, how = _process(0), f"it crashed with {_signal_name(number)}"
+    return ended, "; ".join((how, *(f"{stub.name} ended too" for stub in stubs)))
+
+
+def _culprit_but_models(gone: Sequence[Ended], logs: Path) -> tuple[Ended, str]:
     told, how = _told_by_mpirun(mpirun_log(logs))
     if len(gone) == 1 and gone[0].rank is not None:
-        if gone[0].stub:
-            return gone[0], "it was killed or crashed"
         return gone[0], how if told == gone[0].rank else "it ended with status 0, which nobody had asked it to"
     if told is not None:
         return _process(told), how

@@ -46,6 +46,12 @@ WORKERS = [Ended(rank, "worker") for rank in range(3)]
         ([TRITON, WORKERS[1], MPIRUN], SIGNALLED, 1, "signal 9"),
         ([TRITON], ABORTED, 2, "aborted the MPI world"),
         ([STUB], SIGNALLED.replace("rank 1", "rank 0"), 0, "killed or crashed"),
+        (
+            [STUB, TRITON],
+            SIGNALLED.replace("rank 1", "rank 0"),
+            0,
+            "(SIGKILL); tritonserver's process for tensorrt_llm",
+        ),
     ],
 )
 def test_the_first_rank_is_named(gone: Sequence[Ended], mpirun: str, rank: int, how: str, tmp_path: Path) -> None:
@@ -63,7 +69,8 @@ def test_a_crash_that_tritonserver_writes_down(tmp_path: Path) -> None:
     (tmp_path / "rank0.log").write_text("up\nSignal (15) received.\n")
     assert "status 0" in explain([TRITON], tmp_path, 1, ready=True).why
     (tmp_path / "rank0.log").write_text("up\nSignal (6) received.\n 0# somewhere\n")
-    assert "crashed with signal 6 (SIGABRT)" in explain([STUB], tmp_path, 1, ready=True).why
+    why = explain([STUB], tmp_path, 1, ready=True).why
+    assert "crashed with signal 6 (SIGABRT); tritonserver's process for tensorrt_llm ended too" in why
 
 
 def test_a_crash_line_is_seen_when_it_is_whole(tmp_path: Path) -> None:
