@@ -1,4 +1,5 @@
-// Products by AMX, whose tiles multiply 16 tokens by 16 rows: 64 columns of int8, or 32 of bfloat16, at a time.
+// Products by AMX, whose tiles multiply 16 tokens by 16 rows: 64 columns of int8, or 32 of bfloat16, at a time. Those of
+// bfloat16 and many tokens are in amx_many.cpp.
 //
 // int8 meets activations in int8, a scale per token and group of 64 columns, as in kernels_avx512.cpp: each step of a tile
 // is one group, whose whole-number results are scaled and added in float32. bfloat16 meets activations rounded to bfloat16.
@@ -14,21 +15,18 @@
 #include <algorithm>
 #include <cstring>
 
+#include "amx_activations.hpp"
 #include "quantize.hpp"
 #include "tiles.hpp"
 
 namespace shardyard {
 namespace {
 
-constexpr std::size_t kTileTokens = 16;
-constexpr std::size_t kTileBytes = 1024;
 // How far ahead of its use a weight is fetched, in bytes.
 constexpr std::size_t kAhead = 4096;
 
 using Results = float[kTileTokens][kBlockRows];
 using Counts = std::int32_t[kTileTokens][kBlockRows];
-
-inline std::size_t whole_tiles(std::size_t tokens) { return (tokens + kTileTokens - 1) / kTileTokens; }
 
 inline void fetch(const std::uint8_t* tile) {
     for (std::size_t line = 0; line < kTileBytes; line += 64) _mm_prefetch(tile + kAhead + line, _MM_HINT_T0);
@@ -132,47 +130,25 @@ void int8_block(const PackedMatrix& matrix, std::size_t block, const Int8Panel& 
     }
 }
 
+// The tokens that a few blocks meet at a time: what they write then lies in few enough pages for the core to know them all.
+constexpr std::size_t kTokensAtATime = 64;
+
 void int8_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std::size_t tokens, std::size_t first,
                    std::size_t last, float* y, std::size_t stride) {
     const Tiles tiles;
-    for (std::size_t block = first; block < last; ++block, y += kBlockRows) {
-        for (std::size_t token = 0; token < tokens; token += kTileTokens) {
-            const Int8Panel panel(prepared, token / kTileTokens, matrix.columns);
-            int8_block(matrix, block, panel, std::min(kTileTokens, tokens - token), y + token * stride, stride);
-        }
-    }
-}
-
-// Prepared activations: bfloat16 [tokens / 16, columns / 32, 16, 32], the last tokens padded with zeros.
-constexpr std::size_t kTileColumns = 32;
-
-std::size_t bfloat16_bytes(std::size_t tokens, std::size_t columns) {
-    return whole_tiles(tokens) * kTileTokens * columns * 2;
-}
-
-void bfloat16_prepare(const float* x, std::size_t columns, std::size_t tokens, std::size_t first, std::size_t last,
-                      std::uint8_t* prepared) {
-    const std::size_t end = last == tokens ? whole_tiles(tokens) * kTileTokens : last;
-    for (std::size_t token = first; token < end; ++token) {
-        std::uint8_t* row = prepared + token / kTileTokens * kTileTokens * columns * 2 + token % kTileTokens * 64;
-        for (std::size_t k = 0; k < columns; k += kTileColumns, row += kTileBytes) {
-            __m512i numbers = _mm512_setzero_si512();
-            if (token < tokens) {
-                const float* at = x + token * columns + k;
-                const __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(at + 16), _mm512_loadu_ps(at));
-                std::memcpy(&numbers, &both, sizeof(numbers));
+    for (std::size_t begin = 0; begin < tokens; begin += kTokensAtATime) {
+        const std::size_t end = std::min(tokens, begin + kTokensAtATime);
+        for (std::size_t block = first; block < last; ++block) {
+            float* at = y + (block - first) * kBlockRows;
+            for (std::size_t token = begin; token < end; token += kTileTokens) {
+                const Int8Panel panel(prepared, token / kTileTokens, matrix.columns);
+                int8_block(matrix, block, panel, std::min(kTileTokens, end - token), at + token * stride, stride);
             }
-            _mm512_storeu_si512(row, numbers);
         }
     }
 }
 
-void put(const Results& results, std::size_t tokens, float* y, std::size_t stride) {
-    for (std::size_t t = 0; t < tokens; ++t) _mm512_storeu_ps(y + t * stride, _mm512_load_ps(results[t]));
-}
-
-// Up to 16 tokens: each block goes from memory through the tiles once. The sums of even and odd tiles are kept apart,
-// since a sum has to wait for itself.
+// Up to 16 tokens. The sums of even and odd tiles are kept apart, since a sum has to wait for itself.
 void bfloat16_stream(const PackedMatrix& matrix, std::size_t block, const std::uint8_t* x, std::size_t tokens, float* y,
                      std::size_t stride) {
     const std::uint8_t* weight = matrix.block(block);
@@ -196,57 +172,11 @@ void bfloat16_stream(const PackedMatrix& matrix, std::size_t block, const std::u
     }
 }
 
-// 32 tokens by two blocks; either pair may be the same one twice.
-void four_tiles(const std::uint8_t* const (&x)[2], const std::uint8_t* const (&weight)[2], std::size_t bytes,
-                Results (&results)[4]) {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (std::size_t at = 0; at < bytes; at += kTileBytes) {
-        _tile_loadd(6, weight[0] + at, 64);
-        _tile_loadd(4, x[0] + at, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, weight[1] + at, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, x[1] + at, 64);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, results[0], 64);
-    _tile_stored(1, results[1], 64);
-    _tile_stored(2, results[2], 64);
-    _tile_stored(3, results[3], 64);
-}
-
-void bfloat16_pair(const PackedMatrix& matrix, std::size_t block, std::size_t count, const std::uint8_t* x,
-                   std::size_t tokens, float* y, std::size_t stride) {
-    const std::size_t panel = matrix.block_bytes();
-    const std::uint8_t* const weight[2] = {matrix.block(block), matrix.block(block + count - 1)};
-    alignas(64) Results results[4];
-    for (std::size_t token = 0; token < tokens; token += 2 * kTileTokens) {
-        const std::size_t left = tokens - token, second = left > kTileTokens ? left - kTileTokens : 0;
-        const std::uint8_t* first = x + token / kTileTokens * panel;
-        four_tiles({first, second ? first + panel : first}, weight, panel, results);
-        for (std::size_t b = 0; b < count; ++b) {
-            float* at = y + token * stride + b * kBlockRows;
-            put(results[b], std::min(left, kTileTokens), at, stride);
-            put(results[2 + b], std::min(second, kTileTokens), at + kTileTokens * stride, stride);
-        }
-    }
-}
-
 void bfloat16_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std::size_t tokens, std::size_t first,
                        std::size_t last, float* y, std::size_t stride) {
     const Tiles tiles;
-    if (tokens <= kTileTokens) {
-        for (std::size_t block = first; block < last; ++block, y += kBlockRows) {
-            bfloat16_stream(matrix, block, prepared, tokens, y, stride);
-        }
-        return;
-    }
-    for (std::size_t block = first; block < last; block += 2, y += 2 * kBlockRows) {
-        bfloat16_pair(matrix, block, std::min<std::size_t>(2, last - block), prepared, tokens, y, stride);
+    for (std::size_t block = first; block < last; ++block, y += kBlockRows) {
+        bfloat16_stream(matrix, block, prepared, tokens, y, stride);
     }
 }
 

@@ -45,5 +45,7 @@ struct Kernel {
 const Kernel* avx2_kernel(Kind kind);
 const Kernel* avx512_kernel(Kind kind);
 const Kernel* amx_kernel(Kind kind);
+// For bfloat16 and many tokens; it may be used where amx_kernel may.
+const Kernel* amx_many_kernel();
 
 }  // namespace shardyard

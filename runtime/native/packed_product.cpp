@@ -15,10 +15,13 @@ namespace {
 constexpr std::size_t kPortion = 128 << 10;
 // With more tokens than these, tiles of 16 are full enough to pay.
 constexpr std::size_t kFewInt8 = 8, kFewBfloat16 = 4;
+// With more than these a portion has this many blocks at least, since all activations are read for each.
+constexpr std::size_t kMany = 16, kManyBlocks = 8;
 constexpr std::size_t kTokenPortion = 16;
 
 const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
     const std::size_t few = kind == Kind::int8 ? kFewInt8 : kFewBfloat16;
+    if (level == Level::amx && kind == Kind::bfloat16 && tokens > kMany) return *amx_many_kernel();
     if (level == Level::amx && tokens > few) return *amx_kernel(kind);
     return level == Level::avx2 ? *avx2_kernel(kind) : *avx512_kernel(kind);
 }
@@ -26,17 +29,15 @@ const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
 // Calls f(first, last) for parts of [0, count) of `grain` or fewer each, on all threads of the arena.
 template <typename Function>
 void in_parts(std::size_t count, std::size_t grain, const Function& function) {
-    if (tbb::this_task_arena::max_concurrency() == 1 || count <= grain) {
-        function(0, count);
+    const std::size_t parts = (count + grain - 1) / grain;
+    const auto part = [&](std::size_t index) { function(index * grain, std::min(count, (index + 1) * grain)); };
+    if (parts == 1 || tbb::this_task_arena::max_concurrency() == 1) {
+        for (std::size_t index = 0; index < parts; ++index) part(index);
         return;
     }
-    const std::size_t parts = (count + grain - 1) / grain;
     tbb::parallel_for(
         tbb::blocked_range<std::size_t>(0, parts, 1),
-        [&](const tbb::blocked_range<std::size_t>& range) {
-            function(range.begin() * grain, std::min(count, range.end() * grain));
-        },
-        tbb::simple_partitioner());
+        [&](const tbb::blocked_range<std::size_t>& range) { part(range.begin()); }, tbb::simple_partitioner());
 }
 
 std::uint8_t* aligned(std::vector<std::uint8_t>& memory, std::size_t bytes) {
@@ -97,8 +98,7 @@ void multiply(const PackedMatrix& matrix, const PackedMatrix* gate, Activation a
     });
     const Product product{matrix, gate, activation, kernel, prepared, tokens, y};
     const std::size_t bytes = matrix.block_bytes() * (gate ? 2 : 1);
-    // An even number: for many tokens the tiles take blocks in pairs.
-    const std::size_t grain = std::max<std::size_t>(2, kPortion / bytes / 2 * 2);
+    const std::size_t grain = std::max(tokens > kMany ? kManyBlocks : 1, kPortion / bytes);
     in_parts(matrix.blocks(), grain, [&](std::size_t first, std::size_t last) { product.blocks(first, last); });
 }
 

@@ -71,7 +71,7 @@ def run(level: Level, node: Any, x: Any, value: Any, threads: int = 1) -> Any:
 @pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=12, deadline=None)
 @given(
-    tokens=st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 32, 33, 50]),
+    tokens=st.sampled_from([1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 32, 33, 50, 65, 300]),
     rows=st.integers(1, 200),
     groups=st.integers(1, 9),
     threads=st.integers(1, 3),
