@@ -16,11 +16,14 @@ from shardyard.runtime.native.products import Level
 from shardyard.runtime.network import ComputeType, KvType, WeightType
 from shardyard.toolchain import cpu_features, package_version
 
-__all__ = ["CpuTarget", "EngineConfig", "check_machine", "rank_engine", "read_engine_config"]
+__all__ = ["DRAFT", "CpuTarget", "EngineConfig", "check_machine", "rank_engine", "read_engine_config"]
+
+#: Where in the engine's folder the model that drafts lies, an engine of one rank.
+DRAFT = "draft"
 
 _AGAIN = "build the engine again: shardyard build"
 
-Speculative = Literal["none", "prompt_lookup"]
+Speculative = Literal["none", "prompt_lookup", "draft_model"]
 
 
 @dataclass(frozen=True)

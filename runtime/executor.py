@@ -22,7 +22,7 @@ from shardyard.runtime.engine_config import read_engine_config
 from shardyard.runtime.guides.checking import check_guide
 from shardyard.runtime.kv_cache import BLOCK_TOKENS, BlockAllocator
 from shardyard.runtime.leader import Leader
-from shardyard.runtime.loading import load_rank
+from shardyard.runtime.loading import load_draft_model, load_rank
 from shardyard.runtime.rank import RankModel
 from shardyard.runtime.request import Guide, Limits, Output, Request
 from shardyard.runtime.request_check import check_request
@@ -157,7 +157,9 @@ class Executor:
     @property
     def working_s(self) -> float:
         """Seconds that the leader's inference under way has taken so far; 0 between two."""
-        return self._leader.model.working_s if self._leader else 0.0
+        drafting = self.scheduler.drafting.model
+        models = [leader.model] if (leader := self._leader) else []
+        return max((each.working_s for each in [*models, *([drafting.model] if drafting else [])]), default=0.0)
 
     def shutdown(self) -> None:
         """Cancel what is left, end all ranks and wait for the executor's thread. Safe to call again."""
@@ -181,6 +183,8 @@ class Executor:
         try:
             world = World(self.config.tp, self.config.pp, self.config.cp)
             model = load_rank(self.engine, self.config, world)
+            if self.config.cpu.speculative == "draft_model":
+                self.scheduler.drafting.model = load_draft_model(self.engine, model.settings.threads)
             self._adapters = self._folders(model)
             store = AdapterStore(self._adapters, self.config.cpu.lora_adapters, world.size)
             self._leader = leader = Leader(model, self.scheduler, self._compile, store)

@@ -146,8 +146,8 @@ class Leader:
     def _judge(self, sequence: Sequence, draft: int) -> bool:
         """Note whether the token that was chosen last was the one drafted."""
         accepted = sequence.tokens[-1] == draft and self._alive(sequence)
-        if sequence.lookup:
-            sequence.lookup.judge(accepted)
+        if sequence.acceptance:
+            sequence.acceptance.judge(accepted)
         self.draft_tokens += 1
         self.accepted_tokens += accepted
         return accepted

@@ -20,12 +20,13 @@ _NEWEST = 0.2
 @dataclass
 class Pace:
     """Running means of seconds: ``decode`` of a step of answers alone, ``prompt`` of each prompt token beside them,
-    ``draft`` of each drafted one; None where nothing is known yet.
+    ``draft`` of each drafted one, ``making`` of drafting it by a model; None where nothing is known yet.
     """
 
     decode: float | None = None
     prompt: float | None = None
     draft: float | None = None
+    making: float | None = None
 
     def observe(self, seconds: float, prompts: int, drafts: int) -> None:
         """Learn from a step that had so many tokens of prompts and drafts."""
@@ -36,11 +37,15 @@ class Pace:
         elif not prompts and self.decode is not None:
             self.draft = _mean(self.draft, max(0.0, seconds - self.decode) / drafts)
 
+    def observe_drafting(self, seconds: float, drafts: int) -> None:
+        """Learn from so many drafts that a model has made."""
+        self.making = _mean(self.making, seconds / drafts)
+
     def draft_cost(self, answers: int) -> float:
         """Return what a drafted token costs, as a share of a token's worth in a step of so many answers."""
         if self.draft is None or not self.decode:
             return _FIRST_COST
-        return self.draft * answers / self.decode
+        return (self.draft + (self.making or 0.0)) * answers / self.decode
 
     def chunk(self) -> int | None:
         """Return how many prompt tokens a step with answers may have; None: as many as there is room for."""

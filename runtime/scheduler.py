@@ -9,8 +9,8 @@ room: its blocks are taken away, and when it runs again its tokens are computed 
 
 A step serves those first that have waited longest: one token for each that decodes, and as much of their prompts as the
 step has room for (chunked prefill), or, beside answers, as they can wait for (``pace``). With pp stages, up to pp steps
-are under way at a time, so each takes about 1/pp of the running sequences and of the tokens that a step may have. With
-``prompt_lookup`` an answer may bring drafts along, where there is room for them (``speculation``).
+are under way at a time, so each takes about 1/pp of the running sequences and of the tokens that a step may have. An
+answer may bring drafts along, where there is room for them (``drafting``).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import time
 from bisect import insort
 from enum import StrEnum
 
+from shardyard.runtime.drafting import Drafting
 from shardyard.runtime.holdings import Holdings
 from shardyard.runtime.kv_cache import BlockAllocator
 from shardyard.runtime.pace import Pace
 from shardyard.runtime.sequence import Sequence
-from shardyard.runtime.speculation import PromptLookup
 from shardyard.runtime.step import Step, build_step
 
 __all__ = ["Policy", "Scheduler", "Step"]
@@ -52,7 +52,8 @@ class Scheduler:
     ) -> None:
         self.allocator, self.max_batch_size, self.stages, self.policy = allocator, max_batch_size, stages, policy
         self.holdings = Holdings(allocator, reuse=reuse)
-        self.pace, self.prompt_lookup = Pace(), prompt_lookup
+        self.pace = Pace()
+        self.drafting = Drafting(self.pace, prompt_lookup=prompt_lookup)
         self.step_tokens = max(1, max_num_tokens // stages)
         #: The first to be admitted is the first.
         self.waiting: list[Sequence] = []
@@ -62,8 +63,8 @@ class Scheduler:
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; admit it if there is room. Its ``most_blocks`` must fit into the whole cache."""
         sequence.group = sequence.id
-        if self.prompt_lookup and sequence.width == 1:
-            sequence.lookup = PromptLookup()
+        if sequence.width == 1:
+            self.drafting.begin(sequence)
         insort(self.waiting, sequence, key=_rank)
         self._admit()
 
@@ -97,6 +98,7 @@ class Scheduler:
         A step under way may still write to them. That is harmless: each rank runs the steps in order, so whoever gets
         the blocks next writes to them later.
         """
+        self.drafting.end(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
             self.holdings.release(sequence)
@@ -137,6 +139,7 @@ class Scheduler:
         for sequence in [one for one in self.running if one.group == group]:
             self.running.remove(sequence)
             self.holdings.release(sequence)
+            self.drafting.end(sequence)
             sequence.drafts = []
             insort(self.waiting, sequence, key=_rank)
             self.preempted += 1
@@ -178,6 +181,7 @@ class Scheduler:
         room = self.step_tokens
         decoding = sum(sequence.pending == 1 for sequence in ready)
         most = (self.pace.chunk() if decoding else None) or room
+        drafts = self.drafting.propose(ready, room, len(self.running))
         chosen = []
         for sequence in ready:
             if not room:
@@ -189,19 +193,12 @@ class Scheduler:
                 count = min(count, most)
                 most -= count
             else:
-                count += self._draft(sequence, room - decoding - 1)
+                sequence.drafts = drafts.get(sequence, [])[: max(0, room - decoding - 1)]
+                count += len(sequence.drafts)
             if count:
                 chosen.append((sequence, count))
                 room -= count
         return chosen
-
-    def _draft(self, sequence: Sequence, room: int) -> int:
-        """Let the sequence draft up to ``room`` tokens after its newest; return how many it has."""
-        sequence.drafts = []
-        room = min(room, sequence.most_tokens - len(sequence.tokens) - 1)
-        if sequence.lookup and room > 0:
-            sequence.drafts = sequence.lookup.propose(sequence.tokens, room, self.pace.draft_cost(len(self.running)))
-        return len(sequence.drafts)
 
 
 def _rank(sequence: Sequence) -> tuple[float, int]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from shardyard.runtime.acceptance import Acceptance
 from shardyard.runtime.guides.guided_answer import GuidedAnswer
 from shardyard.runtime.request import Figures, FinishReason, Output, Request, SamplingParams
 from shardyard.runtime.sampler import bad_ends, decayed_top_p
-from shardyard.runtime.speculation import PromptLookup
 
 if TYPE_CHECKING:
     from shardyard.runtime.beams.beams import Beams
@@ -32,9 +32,10 @@ class Sequence:
     -1: it has none. ``guide``: what the answer must be. ``width``: how many answers it will be forked into, itself
     included; ``group``: the first's id, by which those answers are known as one request's. ``awaited``: its next token
     is being computed. ``keys`` of its full blocks, of which the first ``published`` can be found by others.
-    ``new_blocks`` and ``reused_blocks``: those that it has been given so far. ``lookup`` makes ``drafts``, which the
-    step takes along. ``beams``: those of the search that it is one of; ``siblings``: the other answers to its prompt,
-    of which it is the ``index``-th. ``context``: logits of the prompt's tokens so far, float32 [prompt, vocab].
+    ``new_blocks`` and ``reused_blocks``: those that it has been given so far. ``drafts``: what the step takes along;
+    ``acceptance``: what has become of them, None where none are made. ``beams``: those of the search that it is one
+    of; ``siblings``: the other answers to its prompt, of which it is the ``index``-th. ``context``: logits of the
+    prompt's tokens so far, float32 [prompt, vocab].
     Times are ``time.monotonic_ns``; 0 has not come yet.
     """
 
@@ -54,7 +55,7 @@ class Sequence:
     published: int = 0
     new_blocks: int = 0
     reused_blocks: int = 0
-    lookup: PromptLookup | None = None
+    acceptance: Acceptance | None = None
     drafts: list[int] = field(default_factory=list)
     arrived_ns: int = field(default_factory=time.monotonic_ns)
     scheduled_ns: int = 0
@@ -102,7 +103,7 @@ class Sequence:
     @property
     def figures(self) -> Figures:
         """How the answer has been made so far."""
-        lookup = self.lookup
+        record = self.acceptance
         return Figures(
             arrival_ns=self.arrived_ns,
             first_scheduled_ns=self.scheduled_ns,
@@ -111,8 +112,8 @@ class Sequence:
             total_blocks=self.new_blocks + self.reused_blocks,
             new_blocks=self.new_blocks,
             reused_blocks=self.reused_blocks,
-            draft_tokens=lookup.drafted if lookup else 0,
-            accepted_tokens=lookup.accepted if lookup else 0,
+            draft_tokens=record.drafted if record else 0,
+            accepted_tokens=record.accepted if record else 0,
         )
 
     @property

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from shardyard.runtime.scheduler import Scheduler
 from shardyard.runtime.sequence import Sequence
-from shardyard.runtime.speculation import PromptLookup
 
 __all__ = ["Siblings"]
 
@@ -31,11 +30,10 @@ class Siblings:
             seed = (sampling.seed + index) % 2**64
             child.request = replace(root.request, sampling=replace(sampling, seed=seed))
             child.siblings, child.index = self, index
-            child.lookup = PromptLookup() if self._scheduler.prompt_lookup else None
             self._scheduler.fork(root, child)
+            self._scheduler.drafting.begin(child)
             self.sequences.append(child)
-        if self._scheduler.prompt_lookup:
-            root.lookup = PromptLookup()
+        self._scheduler.drafting.begin(root)
         yield from list(self.sequences)
 
     def leave(self, sequence: Sequence) -> bool:

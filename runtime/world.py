@@ -39,16 +39,17 @@ class World:
     """One rank's place in the world. Every rank of the engine makes one, all at the same time.
 
     ``file``: the number of the rank file and engine that it reads; context-parallel peers read the same.
+    ``apart``: a world of one rank, inside a process that may have a rank of a larger one.
 
     Raises:
         LaunchError: the MPI world has another size than the engine.
     """
 
-    def __init__(self, tp: int, pp: int, cp: int = 1) -> None:
+    def __init__(self, tp: int, pp: int, cp: int = 1, *, apart: bool = False) -> None:
         self.tp, self.pp, self.cp, self.size = tp, pp, cp, tp * pp * cp
         self._under_way: list[tuple[Any, Any]] = []
         self._started_mpi = self.size > 1 and "mpi4py.MPI" not in sys.modules
-        self.comm: Any = _join(self.size)
+        self.comm: Any = _join(self.size, apart)
         self.rank: int = self.comm.Get_rank() if self.comm else 0
         self.stage, self.cp_rank, self.tp_rank = self.rank // (tp * cp), self.rank // tp % cp, self.rank % tp
         self.file = self.stage * tp + self.tp_rank
@@ -210,8 +211,10 @@ class World:
             self.comm.Abort(LaunchError.exit_code)
 
 
-def _join(size: int) -> Any:
+def _join(size: int, apart: bool) -> Any:
     """Return a communicator of all ranks; None for a world of one, which does without MPI."""
+    if apart:
+        return None
     if size == 1:
         found = int(os.environ.get("OMPI_COMM_WORLD_SIZE", "1"))
         if found > 1:

@@ -54,9 +54,15 @@ class EngineSpec(Section):
     threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
     lora: LoraSpec = LoraSpec()
     speculative: Annotated[
-        Literal["none", "prompt_lookup"],
-        Field(description="CPU engine: draft what followed the same tokens before, and verify it in one step"),
+        Literal["none", "prompt_lookup", "draft_model"],
+        Field(
+            description="CPU engine: draft tokens and verify them in one step; prompt_lookup: what followed the same "
+            "tokens before; draft_model: what engine.draft says"
+        ),
     ] = "none"
+    draft: Annotated[
+        str | None, Field(description="folder with the checkpoint of a smaller model that drafts; same vocabulary")
+    ] = None
     instance: Annotated[str | None, Field(description="GPU targets: EC2 instance, e.g. p5.48xlarge")] = None
     gpu: Annotated[str | None, Field(description="GPU targets: the GPU, where no instance is named, e.g. H100")] = None
     toolchain: Annotated[
@@ -78,6 +84,17 @@ class EngineSpec(Section):
         description="GPU targets: further trtllm-build flags by name, e.g. {multiple_profiles: enable}",
     )
     build_retries: Annotated[int, Field(ge=0, description="GPU targets: times that a failed rank is built again")] = 1
+
+    @model_validator(mode="after")
+    def _drafts(self) -> EngineSpec:
+        if (self.speculative == "draft_model") != (self.draft is not None):
+            raise ValueError(
+                f"speculative={self.speculative} and draft={self.draft} do not go together; possible: "
+                "speculative=draft_model with draft naming a checkpoint's folder, or neither"
+            )
+        if self.draft and self.target != "cpu":
+            raise ValueError("draft is the CPU engine's; possible for GPU targets: build_flags")
+        return self
 
     @model_validator(mode="after")
     def _beams(self) -> EngineSpec:

@@ -9,13 +9,15 @@ from shardyard.artifacts import Draft
 from shardyard.builder.layout.ranks import file_count
 from shardyard.builder.quantization.rank_file import kept_algo
 from shardyard.builder.targets.converted import check_degrees
-from shardyard.builder.targets.cpu import read_config, write_rank_engine
+from shardyard.builder.targets.cpu import read_config
+from shardyard.builder.targets.cpu_draft import check_vocabulary, convert_draft, draft_pipeline
 from shardyard.builder.targets.cpu_packing import choose_matmul
+from shardyard.builder.targets.cpu_plan import EnginePlan
 from shardyard.console import Console
 from shardyard.errors import PipelineError
 from shardyard.manifest import read_manifest
 from shardyard.runtime.adapters.sites import ADAPTED
-from shardyard.runtime.engine_config import CpuTarget, engine_json, rank_engine
+from shardyard.runtime.engine_config import DRAFT, CpuTarget
 from shardyard.runtime.network import ComputeType, KvType, WeightType
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
@@ -35,42 +37,39 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
 
     Raises:
         ArtifactError: ``checkpoint`` is unfinished or was converted for other degrees; ``out`` cannot be written.
-        PipelineError: the engine's settings cannot be combined.
-        CheckpointError: the rank files cannot be read or hold a network that the engine cannot run.
+        PipelineError: the engine's settings cannot be combined; engine.draft has another vocabulary.
+        CheckpointError: the rank files, or engine.draft, cannot be read or hold a network that the engine cannot run.
     """
     manifest = read_manifest(checkpoint, "convert")
+    plan = _plan(pipeline, checkpoint)
+    plans, settings = {"": plan}, plan.settings
+    if pipeline.engine.draft:
+        drafting = draft_pipeline(pipeline)
+        rank_files = convert_draft(drafting, out, console)
+        plans[DRAFT] = draft = _plan(drafting, rank_files.folder)
+        check_vocabulary(pipeline, plan.config, draft.config)
+        digests = {name: stamp.digest for name, stamp in rank_files.manifest.outputs.items()}
+        settings = {**settings, "draft": {**draft.settings, "files": digests}}
+    toolchain = {**describe("numpy", "openvino"), "cpu_features": " ".join(plan.target.cpu_features)}
+
+    def work(result: Draft) -> None:
+        console.stage(STAGE, f"weights: {plan.target.weights_from}")
+        with console.progress(STAGE, sum(each.ranks for each in plans.values()), "ranks") as advance:
+            for name, each in plans.items():
+                each.write(result.folder / name, advance)
+
+    return run_stage(STAGE, out, checkpoint, manifest.outputs, settings, toolchain, work, console)
+
+
+def _plan(pipeline: Pipeline, checkpoint: Path) -> EnginePlan:
     config = read_config(checkpoint)
     check_degrees(config["mapping"], pipeline.parallel, checkpoint)
     _check_adapters(pipeline, config["architecture"])
-    target = cpu_target(pipeline, config["dtype"], kept_algo(config))
     limits = {name: getattr(pipeline.engine, name) for name in _LIMITS}
     # A beam takes blocks and a place in the batch when it comes into being, nothing before.
     limits["max_beam_width"] = pipeline.engine.max_beam_width or pipeline.engine.max_batch_size
-    settings = {"target": "cpu", **limits, "weights": target.weights, "compute": target.compute}
-    settings |= {"kv_cache": target.kv_cache, "kv_cache_tokens": target.kv_cache_tokens, "threads": target.threads}
-    settings |= {"matmul": target.matmul}
-    settings |= {"lora_max_rank": target.lora_max_rank, "lora_adapters": target.lora_adapters}
-    settings |= {"speculative": target.speculative}
-    toolchain = {**describe("numpy", "openvino"), "cpu_features": " ".join(target.cpu_features)}
-
-    def work(draft: Draft) -> None:
-        console.stage(STAGE, f"weights: {target.weights_from}")
-        ranks = file_count(pipeline.parallel)
-        with console.progress(STAGE, ranks, "ranks") as advance:
-            for rank in range(ranks):
-                path = draft.folder / rank_engine(rank)
-                write_rank_engine(
-                    checkpoint,
-                    rank,
-                    path,
-                    weights=target.weights,
-                    max_positions=limits["max_seq_len"],
-                    packed=target.matmul != "plugin",
-                )
-                advance(1, path.name)
-        (draft.folder / "config.json").write_text(engine_json(config, limits, target), encoding="utf-8")
-
-    return run_stage(STAGE, out, checkpoint, manifest.outputs, settings, toolchain, work, console)
+    target = cpu_target(pipeline, config["dtype"], kept_algo(config))
+    return EnginePlan(checkpoint, file_count(pipeline.parallel), config, limits, target)
 
 
 def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTarget:

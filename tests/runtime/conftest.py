@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from shardyard.builder.build import build
 from shardyard.builder.convert import convert
@@ -116,6 +116,21 @@ def make_pipeline(make_checkpoint: Callable[..., Path]) -> Callable[..., Pipelin
         return Pipeline.model_validate(raw)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def like_llama(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint that agrees with the tiny Llama now and then: the same with noise in its weights."""
+    source, folder = make_checkpoint("--family", "llama"), tmp_path_factory.mktemp("noisy")
+    for path in source.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    random, weights = np.random.default_rng(4), load_file(source / "model.safetensors")
+    noisy = {
+        name: (array + 0.15 * array.std() * random.normal(size=array.shape)).astype(array.dtype)
+        for name, array in weights.items()
+    }
+    save_file(noisy, folder / "model.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import pytest
 
 from shardyard.errors import RequestError
 from shardyard.runtime.executor import Executor
+from shardyard.runtime.pace import Pace
 from shardyard.runtime.request import Output, Request, SamplingParams
 from shardyard.runtime.scheduler import Policy
 
@@ -86,15 +87,26 @@ def alone(make_engine: Callable[..., Path], executing: Any) -> list[Answers]:
     [
         {"kv_cache_tokens": 14 * 32, "max_num_tokens": 16},
         {"kv_cache_tokens": 14 * 32, "max_num_tokens": 48, "speculative": "prompt_lookup", "max_batch_size": 5},
+        {"kv_cache_tokens": 14 * 32, "max_num_tokens": 40, "speculative": "draft_model", "max_batch_size": 6},
         {"kv_cache_tokens": 60 * 32, "max_num_tokens": 200},
     ],
-    ids=["small chunks", "drafts", "roomy"],
+    ids=["small chunks", "drafts", "a model's drafts", "roomy"],
 )
 def test_mixed_at_random(
-    make_engine: Callable[..., Path], executing: Any, alone: list[Answers], engine: dict[str, Any], policy: Policy
+    make_engine: Callable[..., Path],
+    executing: Any,
+    alone: list[Answers],
+    like_llama: Path,
+    engine: dict[str, Any],
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chance = random.Random(repr((sorted(engine.items()), policy)))
-    refused = 0
+    refused = drafted = 0
+    if engine.get("speculative") == "draft_model":
+        engine = {**engine, "draft": str(like_llama)}
+        # It is as large as the engine's own, and would never pay.
+        monkeypatch.setattr(Pace, "draft_cost", lambda self, answers: 0.2)
     for reuse in (True, False):
         with executing(make_engine(engine=engine), batch_scheduler_policy=policy, kv_cache_reuse=reuse) as executor:
             for _ in range(3):
@@ -119,6 +131,10 @@ def test_mixed_at_random(
                     assert answers == alone[REQUESTS.index(request)]
                 stats = executor.stats()
                 assert (stats.active, stats.queued, stats.kv_blocks_used) == (0, 0, 0)
+                model = executor.scheduler.drafting.model
+                assert model is None or model.allocator.used == 0
+            drafted += stats.accepted_tokens
+    assert (drafted > 0) == ("speculative" in engine)
     assert refused == 0 or engine["kv_cache_tokens"] < 60 * 32
 
 

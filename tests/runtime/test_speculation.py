@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from shardyard.runtime.prompt_lookup import PromptLookup
 from shardyard.runtime.request import Request, SamplingParams
-from shardyard.runtime.speculation import PromptLookup
 
 
 def test_what_followed_the_longest_match_is_drafted() -> None:

@@ -50,7 +50,13 @@ def lead(engine: Path, requests: list[dict], idle: float, lora_dir: Path | None)
     busy = cpu_while(idle)
     stats = executor.stats()
     executor.shutdown()
-    return {"answers": answers, "idle_cpu": busy, "steps": stats.steps, "ranks": [asdict(rank) for rank in stats.ranks]}
+    return {
+        "answers": answers,
+        "idle_cpu": busy,
+        "steps": stats.steps,
+        "drafted": stats.draft_tokens,
+        "ranks": [asdict(rank) for rank in stats.ranks],
+    }
 
 
 def cpu_while(seconds: float) -> float:
