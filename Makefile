@@ -9,7 +9,7 @@ STAMP    := $(VENV)/.installed
 # The repository's root must never be on the import path: a folder called `triton` lies there.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert bench-verify bench-overhead soak clean help
+.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert bench-verify bench-overhead bench-drafts soak clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -68,6 +68,9 @@ soak: $(STAMP)   ## load PIPELINE beyond its capacity for MINUTES, with cancels,
 
 bench-overhead: $(STAMP)  ## what serving adds to the engine alone: TTFT, time per token, tokens/s
 	$(BIN)/python -m shardyard.perf.bench_overhead $(BENCH_ARGS)
+
+bench-drafts: $(STAMP)  ## prompt lookup and a draft model on summaries, beside the same engine without drafts
+	$(BIN)/python -m shardyard.perf.bench_drafts $(BENCH_ARGS)
 
 bench-verify: $(STAMP)  ## memory of certifying 70B-sized layers one at a time
 	$(BIN)/python -m shardyard.perf.bench_verify $(BENCH_ARGS)

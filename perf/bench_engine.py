@@ -12,10 +12,11 @@ table gives the medians beside what the machine allows: memory bandwidth, and pr
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shardyard.console import Console
@@ -24,7 +25,7 @@ from shardyard.perf.engine_contenders import NEW_TOKENS, PROMPT_TOKENS, THREADS,
 from shardyard.perf.engine_limits import Limits, Need, measure_limits, network_need
 from shardyard.toolchain import cpu_features, cpu_model, package_version
 
-__all__ = ["main"]
+__all__ = ["main", "make_checkpoint"]
 
 MAKER = Path(__file__).resolve().parent.parent / "examples" / "make_checkpoint.py"
 COLUMNS = (
@@ -96,7 +97,7 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
 
 def _contenders(args: argparse.Namespace, console: Console) -> list[Contender]:
     checkpoint = args.work / f"checkpoint-{args.shape}"
-    _make(checkpoint, args.shape, console)
+    make_checkpoint(checkpoint, args.shape, {"tie_word_embeddings": True}, console)
     batches = [int(batch) for batch in args.batches.split(",")]
     options = ["--batches", args.batches, "--repeats", str(args.repeats)]
     options += ["--prompt-tokens", str(PROMPT_TOKENS), "--new-tokens", str(NEW_TOKENS)]
@@ -109,14 +110,20 @@ def _contenders(args: argparse.Namespace, console: Console) -> list[Contender]:
     return found + [peer for peer in others if peer.weights in args.weights]
 
 
-def _make(checkpoint: Path, shape: str, console: Console) -> None:
-    if (checkpoint / "config.json").is_file():
+def make_checkpoint(folder: Path, shape: str, fields: Mapping[str, object], console: Console) -> None:
+    """Make a checkpoint of random bfloat16 weights, unless it is there; ``fields`` of config.json replace the shape's.
+
+    Raises:
+        ToolchainError: the program that makes it is not there.
+    """
+    if (folder / "config.json").is_file():
         return
     if not MAKER.is_file():
         raise ToolchainError(f"{MAKER} is missing", why="it makes the checkpoint", fix="run in a source checkout")
-    console.stage("bench", f"making {checkpoint}")
-    options = ["--shape", shape, "--dtype", "bfloat16", "--set", "tie_word_embeddings=true"]
-    subprocess.run([sys.executable, str(MAKER), "--out", str(checkpoint), *options], check=True, capture_output=True)
+    console.stage("bench", f"making {folder}")
+    options = [text for key, value in fields.items() for text in ("--set", f"{key}={json.dumps(value)}")]
+    program = [sys.executable, str(MAKER), "--out", str(folder), "--shape", shape, "--dtype", "bfloat16", *options]
+    subprocess.run(program, check=True, capture_output=True)
 
 
 def _rows(contender: Contender, said: Sequence[Said], limits: Limits, need: Need) -> Iterator[tuple[object, ...]]:

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output, Request
 from shardyard.runtime.worker import follow
 
-__all__ = ["Run", "main", "measure"]
+__all__ = ["Run", "ask", "main", "measure"]
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,9 @@ class Run:
 def measure(executor: Executor, batch: int, prompt_tokens: int, new_tokens: int, seed: int) -> Run:
     """Send ``batch`` random prompts at once and wait until each has ``new_tokens`` tokens."""
     random = np.random.default_rng(seed)
-    prompts = random.integers(3, executor.limits.vocab, (batch, prompt_tokens)).tolist()
-    times: list[list[float]] = [[] for _ in prompts]
-    left, done = [batch], threading.Event()
-
-    def taker(index: int) -> object:
-        def take(output: Output) -> None:
-            times[index] += [time.perf_counter()] * len(output.tokens)
-            if output.finished:
-                left[0] -= 1
-                if not left[0]:
-                    done.set()
-
-        return take
-
     before, started = executor.stats().compute_s, time.perf_counter()
-    for index, prompt in enumerate(prompts):
-        executor.submit(Request(prompt, new_tokens), taker(index))  # type: ignore[arg-type]
-    if not done.wait(600):
-        raise TimeoutError(f"batch {batch} did not end; {executor.error}")
+    answers = ask(executor, random.integers(3, executor.limits.vocab, (batch, prompt_tokens)).tolist(), new_tokens)
+    times = [[when for when, _ in answer] for answer in answers]
     all_started = max(sequence[0] for sequence in times)
     ended = max(sequence[-1] for sequence in times)
     late = sum(when > all_started for sequence in times for when in sequence)
@@ -69,6 +54,29 @@ def measure(executor: Executor, batch: int, prompt_tokens: int, new_tokens: int,
         decode=late / (ended - all_started) if late else 0.0,
         compute_share=(executor.stats().compute_s - before) / (ended - started),
     )
+
+
+def ask(executor: Executor, prompts: Sequence[list[int]], new_tokens: int) -> list[list[tuple[float, int]]]:
+    """Send prompts at once and wait; return each answer's tokens and when they came, in ``time.perf_counter``'s s."""
+    answers: list[list[tuple[float, int]]] = [[] for _ in prompts]
+    left, done = [len(prompts)], threading.Event()
+
+    def taker(answer: list[tuple[float, int]]) -> Callable[[Output], None]:
+        def take(output: Output) -> None:
+            now = time.perf_counter()
+            answer.extend((now, token) for token in output.tokens)
+            if output.finished:
+                left[0] -= 1
+                if not left[0]:
+                    done.set()
+
+        return take
+
+    for prompt, answer in zip(prompts, answers, strict=True):
+        executor.submit(Request(prompt, new_tokens), taker(answer))
+    if not done.wait(600):
+        raise TimeoutError(f"{len(prompts)} answers did not end; {executor.error}")
+    return answers
 
 
 def _resident(ranks: int) -> int:

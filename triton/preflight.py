@@ -11,7 +11,7 @@ import psutil
 
 from shardyard.console import human_bytes
 from shardyard.errors import LaunchError
-from shardyard.runtime.engine_config import EngineConfig, check_machine, read_engine_config
+from shardyard.runtime.engine_config import DRAFT, EngineConfig, check_machine, rank_engine, read_engine_config
 from shardyard.triton.guard import SHM
 from shardyard.triton.world import World
 
@@ -43,8 +43,11 @@ def preflight(world: World) -> None:
 
 
 def _check_memory(engine: Path, config: EngineConfig) -> None:
-    weights = sum(path.stat().st_size for path in engine.glob("rank*.engine"))
-    cache = cache_bytes(engine, config)
+    weights, cache = sum(path.stat().st_size for path in engine.glob("rank*.engine")), cache_bytes(engine, config)
+    if config.cpu.speculative == "draft_model":
+        draft = engine / DRAFT
+        weights += (draft / rank_engine(0)).stat().st_size
+        cache += cache_bytes(draft, read_engine_config(draft))
     free = psutil.virtual_memory().available
     if weights + cache > free:
         raise LaunchError(

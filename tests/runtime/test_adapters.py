@@ -18,6 +18,7 @@ from shardyard.builder.convert import convert, convert_checkpoint
 from shardyard.console import Console
 from shardyard.errors import PipelineError, RequestError
 from shardyard.runtime.executor import Executor
+from shardyard.runtime.pace import Pace
 from shardyard.runtime.request import Output, Request
 from shardyard.spec import ParallelSpec
 
@@ -121,6 +122,24 @@ def test_answers_with_and_without_adapters_share_a_batch(executor: Executor, gen
     done = generate(executor, [Request(prompt, 6, lora_id=id) for prompt, id in cases])
     assert done.tokens == [expected("llama", id).greedy(prompt, 6) for prompt, id in cases]
     assert executor.stats().queued == executor.stats().kv_blocks_used == 0
+
+
+def test_drafts_of_a_model_without_them_change_nothing(
+    make_engine: Callable[..., Path],
+    make_checkpoint: Any,
+    adapters: Path,
+    executing: Any,
+    generate: Any,
+    expected: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Pace, "draft_cost", lambda self, answers: 0.2)
+    draft = {"speculative": "draft_model", "draft": str(make_checkpoint("--family", "llama"))}
+    with executing(make_engine(engine=LORA | draft), lora_dir=adapters) as executor:
+        cases = [(tokens(5), 3), (tokens(60), None), (tokens(30), 40)]
+        done = generate(executor, [Request(prompt, 12, lora_id=id) for prompt, id in cases])
+        assert done.tokens == [expected("llama", id).greedy(prompt, 12) for prompt, id in cases]
+        assert executor.stats().draft_tokens > 0
 
 
 def test_the_cache_of_one_adapter_is_not_taken_for_another(executor: Executor, generate: Any, expected: Any) -> None:

@@ -66,6 +66,23 @@ def test_memory(engine: Make) -> None:
     assert "weights of all ranks" in caught.value.why
 
 
+def test_memory_of_a_model_that_drafts(engine: Make) -> None:
+    world = engine(speculative="draft_model")
+    assert world.engine
+    draft = world.engine / "draft"
+    draft.mkdir()
+    config = json.loads((world.engine / "config.json").read_text())
+    config["shardyard"]["speculative"] = "none"
+    (draft / "config.json").write_text(json.dumps(config))
+    with (draft / "rank0.engine").open("wb") as file:
+        file.truncate(1000)
+    preflight(world)
+    with (draft / "rank0.engine").open("wb") as file:
+        file.truncate(1 << 42)
+    with pytest.raises(LaunchError, match=r"needs .*TB of memory"):
+        preflight(world)
+
+
 def test_cache_bytes(engine: Make) -> None:
     """Two arrays, 2 layers, 4 heads of 8 numbers of 4 bytes, 1024 tokens."""
     world = engine()
