@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -129,7 +131,8 @@ class Leader:
         full_row = {int(row): index for index, row in enumerate(step.plan.full)}
         for row, (sequence, place) in enumerate(step.context, len(step.rows)):
             if self._alive(sequence) and not sequence.generated:
-                sequence.keep_context(place, result.full[full_row[row]])
+                with self._blamed(sequence):
+                    sequence.keep_context(place, result.full[full_row[row]])
         agrees = True
         for row, (sequence, draft) in enumerate(zip(step.rows, step.drafts, strict=True)):
             agrees = draft < 0 or (agrees and self._judge(sequence, draft))
@@ -162,8 +165,8 @@ class Leader:
         return merge_results(messages, plan)
 
     def _extend(self, sequence: Sequence, result: StepResult, row: int, logits: Floats | None) -> None:
-        """Choose the sequence's next token. What goes wrong here ends this request and no other."""
-        try:
+        """Choose the sequence's next token."""
+        with self._blamed(sequence):
             if logits is None:
                 token = int(result.best[row])
                 if not np.isfinite(result.best_logits[row]):
@@ -175,6 +178,12 @@ class Leader:
                 parting = sequence.siblings is not None and sequence.width > 1
                 for one in sequence.siblings.parted() if sequence.siblings and parting else [sequence]:
                     self._choose(one, logits)
+
+    @contextmanager
+    def _blamed(self, sequence: Sequence) -> Iterator[None]:
+        """What goes wrong inside ends this request and no other."""
+        try:
+            yield
         except Exception as error:
             self._finish(sequence, Output(sequence.id, [], True, "error", f"{type(error).__name__}: {error}"))
 

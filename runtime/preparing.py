@@ -56,7 +56,7 @@ class Preparing:
     def add(self, sequence: Sequence) -> None:
         """Take a sequence that needs something; ``ready`` returns it."""
         guide = sequence.request.guide
-        self._waiting[sequence.id] = _Needs(sequence, self._compile(guide) if guide else None)
+        self._waiting[sequence.id] = _Needs(sequence, self._begin(guide) if guide else None)
 
     def ready(self) -> Iterator[tuple[Sequence, str | None]]:
         """Yield the sequences that have what they need, and forget them; yield those that cannot have it with why."""
@@ -67,6 +67,8 @@ class Preparing:
                     yield needs.sequence, None
             except ShardyardError as error:
                 yield needs.sequence, str(error)
+            except Exception as error:  # Whatever it is, it is this request's, not the engine's.
+                yield needs.sequence, f"{type(error).__name__}: {error}"
 
     def remove(self, sequence: Sequence) -> bool:
         """Forget a sequence that has ended, and its use of an adapter; tell whether it was waiting."""
@@ -74,6 +76,14 @@ class Preparing:
         if lease and sequence.request.lora_id is not None:
             self._adapters.give_back(sequence.request.lora_id, lease)
         return self._waiting.pop(sequence.id, None) is not None
+
+    def _begin(self, guide: Guide) -> Future[Grammar]:
+        try:
+            return self._compile(guide)
+        except Exception as error:
+            failed: Future[Grammar] = Future()
+            failed.set_exception(error)
+            return failed
 
     def _fulfil(self, needs: _Needs) -> bool:
         sequence, id = needs.sequence, needs.sequence.request.lora_id

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -146,6 +146,26 @@ def test_any_json_parses(write: Callable[..., str], seed: int) -> None:
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), expression=st.sampled_from(EXPRESSIONS))
 def test_a_regular_expression_matches_the_whole(write: Callable[..., str], expression: str, seed: int) -> None:
+    assert re.fullmatch(expression, write(Guide("regex", expression), seed), re.ASCII)
+
+
+def expressions() -> st.SearchStrategy[str]:
+    """Regular expressions whose every text is short."""
+    leaves = st.sampled_from(["a", "é", r"\d", "[b-f]", "[^a-z]", r"\.", " ", r"\w", "[xyz]{2}"])
+    times = st.sampled_from(["?", "{2}", "{0,3}", "{1,2}"])
+
+    def wider(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+        several = st.lists(inner, min_size=1, max_size=3)
+        repeated = st.tuples(inner, times).map(lambda pair: f"({pair[0]}){pair[1]}")
+        return several.map("".join) | several.map(lambda each: f"({'|'.join(each)})") | repeated
+
+    return st.recursive(leaves, wider, max_leaves=6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(expression=expressions(), seed=st.integers(0, 2**32))
+def test_any_regular_expression_matches_the_whole(write: Callable[..., str], expression: str, seed: int) -> None:
+    assume(expression.strip())
     assert re.fullmatch(expression, write(Guide("regex", expression), seed), re.ASCII)
 
 
