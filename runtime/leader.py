@@ -20,7 +20,7 @@ from shardyard.runtime.preparing import Compile, Preparing, needs_means
 from shardyard.runtime.rank import RankModel
 from shardyard.runtime.rank_times import RankTimes
 from shardyard.runtime.request import FinishReason, Output
-from shardyard.runtime.results import Floats, StepResult, merge_results, pack_result, result_size
+from shardyard.runtime.results import Floats, StepResult, gather_result, pack_result
 from shardyard.runtime.sampler import log_probability
 from shardyard.runtime.scheduler import Scheduler, Step
 from shardyard.runtime.sequence import Sequence
@@ -127,7 +127,7 @@ class Leader:
     def _collect(self) -> None:
         """Wait for the oldest step's result and give each of its rows' sequences its token."""
         step, own = self._under_way.popleft()
-        result = self._result(step, own)
+        result = gather_result(self.world, self.model.spec, step.plan, own)
         full_row = {int(row): index for index, row in enumerate(step.plan.full)}
         for row, (sequence, place) in enumerate(step.context, len(step.rows)):
             if self._alive(sequence) and not sequence.generated:
@@ -154,15 +154,6 @@ class Leader:
         self.draft_tokens += 1
         self.accepted_tokens += accepted
         return accepted
-
-    def _result(self, step: Step, own: Floats | None) -> StepResult:
-        spec, world, plan = self.model.spec, self.world, step.plan
-        messages = [] if own is None else [own]
-        for rank in world.results_from[len(messages) :]:
-            start = (rank % world.tp) * -(-spec.vocab // world.tp)
-            width = min(spec.vocab, start + -(-spec.vocab // world.tp)) - start
-            messages.append(world.receive_result(rank, result_size(plan, width)))
-        return merge_results(messages, plan)
 
     def _extend(self, sequence: Sequence, result: StepResult, row: int, logits: Floats | None) -> None:
         """Choose the sequence's next token."""

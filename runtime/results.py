@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from shardyard.runtime.network import NetworkSpec
 from shardyard.runtime.step_plan import StepPlan
+from shardyard.runtime.world import World
 
-__all__ = ["StepResult", "merge_results", "pack_result", "result_size"]
+__all__ = ["StepResult", "gather_result", "merge_results", "pack_result", "result_size"]
 
 Floats = NDArray[np.float32]
 
@@ -42,6 +44,16 @@ def pack_result(logits: Floats, plan: StepPlan, vocab_start: int) -> Floats:
     values = logits[np.arange(len(best)), best]
     ids = (best + vocab_start).astype(np.int32)
     return np.concatenate([values, ids.view(np.float32), logits[plan.full].reshape(-1)])
+
+
+def gather_result(world: World, spec: NetworkSpec, plan: StepPlan, own: Floats | None) -> StepResult:
+    """Wait for what the last stage's ranks send; ``own``: this rank's message, if it is one of them."""
+    messages = [] if own is None else [own]
+    for rank in world.results_from[len(messages) :]:
+        start = (rank % world.tp) * -(-spec.vocab // world.tp)
+        width = min(spec.vocab, start + -(-spec.vocab // world.tp)) - start
+        messages.append(world.receive_result(rank, result_size(plan, width)))
+    return merge_results(messages, plan)
 
 
 def merge_results(messages: Sequence[Floats], plan: StepPlan) -> StepResult:
