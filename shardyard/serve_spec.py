@@ -48,6 +48,13 @@ class ServeSpec(Section):
         tuple[Literal["model-repository", "shared-memory", "trace", "logging"], ...],
         Field(strict=False, description="groups of Triton's calls that clients may use, beside inference and health"),
     ] = ()
+    grpc_front: Annotated[
+        bool,
+        Field(description="clients' gRPC ends at a process before Triton: what they cut, Triton never sees"),
+    ] = True
+    max_request_mib: Annotated[
+        int, Field(ge=1, le=2047, description="largest gRPC request, where grpc_front is on")
+    ] = 64
     start_timeout_s: Annotated[float, Field(gt=0, description="seconds until the launch has failed")] = 120.0
     stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = 5.0
     drain_timeout_s: Annotated[

@@ -15,7 +15,7 @@ from shardyard.serve_spec import ServeSpec
 from shardyard.triton.control import restrictions
 from shardyard.triton.guard import RUN_VARIABLE
 from shardyard.triton.hosts import Placement
-from shardyard.triton.ports import Ports
+from shardyard.triton.ports import LOOPBACK, Ports
 from shardyard.triton.world import World
 
 __all__ = ["Launch", "agent_options"]
@@ -106,8 +106,8 @@ class Launch:
             "http-port": self.ports.http,
             "http-thread-count": _HTTP_THREADS,
             "grpc-infer-allocation-pool-size": _GRPC_POOL,
-            "grpc-address": self.ports.address,
-            "grpc-port": self.ports.grpc,
+            "grpc-address": LOOPBACK if self.ports.inner_grpc else self.ports.address,
+            "grpc-port": self.ports.inner_grpc or self.ports.grpc,
             "metrics-address": self.ports.address,
             "metrics-port": self.ports.metrics,
             "metrics-interval-ms": 1000,

@@ -1,10 +1,10 @@
 """Stands between the supervisor and mpirun, so that nothing outlives either of them.
 
-Runs as a program of its own: ``python -m shardyard.triton.guard RUN_FOLDER``. It starts mpirun and waits until mpirun
-has ended, the supervisor has ended (in any way, ``kill -9`` included), or its standard input is closed, with which the
-supervisor asks for the end. Then it kills every process of the run and removes the run's folder and shared memory. An
-end in order comes before that and is the supervisor's business. It imports the standard library alone, to start in
-milliseconds.
+Runs as a program of its own: ``python -m shardyard.triton.guard RUN_FOLDER``. It starts mpirun, and what runs beside
+it, and waits until mpirun has ended, the supervisor has ended (in any way, ``kill -9`` included), or its standard input
+is closed, with which the supervisor asks for the end. Then it kills every process of the run and removes the run's
+folder and shared memory. An end in order comes before that and is the supervisor's business. It imports the standard
+library alone, to start in milliseconds.
 
 Processes of the run are known by a variable in their environment: tritonserver's stubs are re-parented when it dies,
 so that a walk down the process tree would miss them.
@@ -124,6 +124,11 @@ def _guard(run: Path) -> int:
             plan["command"], env=plan["environment"], cwd=run, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent
         )
         write_pid(run / PIDS, MPIRUN, mpirun.pid)
+        for name, command in plan["beside"].items():
+            process = subprocess.Popen(
+                command, env=plan["environment"], cwd=run, stdin=subprocess.DEVNULL, preexec_fn=die_with_parent
+            )
+            write_pid(run / PIDS, name, process.pid)
         # Its end closes our standard input too, but not before that of every process that it has forked.
         select.select([os.pidfd_open(mpirun.pid), supervisor, sys.stdin.fileno()], [], [])
     finally:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import http.client
+import socket
 
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RequestError
 from shardyard.triton.client import GenerateRequest, StreamClient
 
-__all__ = ["is_live", "is_ready", "probe"]
+__all__ = ["accepts_grpc", "is_live", "is_ready", "probe"]
 
 #: What the probe asks for an answer to.
 PROBE_TEXT = "Hello"
@@ -22,6 +23,15 @@ def is_live(endpoint: Endpoint, timeout: float = 1.0) -> bool:
 def is_ready(endpoint: Endpoint, timeout: float = 1.0) -> bool:
     """Return whether Triton says that every model is loaded; false as long as nothing listens."""
     return _ok(endpoint, "ready", timeout)
+
+
+def accepts_grpc(endpoint: Endpoint, timeout: float = 1.0) -> bool:
+    """Return whether somebody listens where clients send gRPC."""
+    try:
+        with socket.create_connection((endpoint.host, endpoint.grpc_port), timeout):
+            return True
+    except OSError:
+        return False
 
 
 def _ok(endpoint: Endpoint, question: str, timeout: float) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from shardyard import __version__
 from shardyard.content_hash import hash_file
 from shardyard.errors import LaunchError
-from shardyard.mpi import child_environment, mpirun_command
+from shardyard.mpi import child_environment, mpirun_command, own_session
 from shardyard.toolchain import package_version
 from shardyard.triton.hosts import Placement
 
@@ -60,7 +60,9 @@ def check_hosts(placement: Placement, engine: Path, agent: Sequence[str], timeou
     segments = [(1, [*program, host], host) for host, _ in placement.segments()]
     command = mpirun_command(*segments, options=agent)
     try:
-        done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=timeout)
+        with own_session() as session:
+            environment = child_environment(session)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
         raise _unreachable(placement, f"no answer in {timeout:g} s") from None
     found = {}

@@ -12,7 +12,9 @@ import psutil
 from shardyard.errors import LaunchError
 from shardyard.serve_spec import ServeSpec
 
-__all__ = ["Ports", "choose_ports"]
+__all__ = ["LOOPBACK", "Ports", "choose_ports"]
+
+LOOPBACK = "127.0.0.1"
 
 #: Free ports are looked for below Linux's ephemeral range (32768 and up): in it, any outgoing connection may take a
 #: port between our check and Triton's start.
@@ -21,12 +23,16 @@ FREE_RANGE = range(10000, 32768)
 
 @dataclass(frozen=True)
 class Ports:
-    """The IPv4 address of an endpoint and its three ports, all different."""
+    """The IPv4 address of an endpoint and its three ports, all different.
+
+    ``inner_grpc``: where Triton serves gRPC on the loopback, if clients meet the front instead.
+    """
 
     address: str
     http: int
     grpc: int
     metrics: int
+    inner_grpc: int | None = None
 
 
 def choose_ports(spec: ServeSpec) -> Ports:
@@ -48,8 +54,9 @@ def choose_ports(spec: ServeSpec) -> Ports:
         if port:
             _check(address, port, field)
             taken[port] = field
-    chosen = [port or _free(address, taken, field) for field, port in wanted.items()]
-    return Ports(address, *chosen)
+    http, grpc, metrics = (port or _free(address, taken, field) for field, port in wanted.items())
+    inner = _free(LOOPBACK, taken, "grpc_front") if spec.grpc_front else None
+    return Ports(address, http, grpc, metrics, inner)
 
 
 def _resolve(host: str) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shardyard.errors import LaunchError, RankError
 from shardyard.triton.crash_line import crash_signal
+from shardyard.triton.front.process import NAME, front_log
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.reports import FarEnd
 
@@ -34,11 +35,17 @@ _WIDE = re.compile(r" {3,}")
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended too early: ``rank`` is None for mpirun itself, ``stub`` marks a child of rank 0."""
+    """A process that ended too early: ``rank`` is None for one beside the ranks, ``stub`` marks a child of rank 0."""
 
     rank: int | None
     name: str
     stub: bool = False
+
+    def log(self, logs: Path) -> Path:
+        """Return the file that takes its output."""
+        if self.rank is not None:
+            return rank_log(logs, self.rank)
+        return front_log(logs) if self.name == NAME else mpirun_log(logs)
 
 
 def mpirun_log(logs: Path) -> Path:
@@ -57,8 +64,8 @@ def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> La
     ended, how = _culprit(gone, logs, ranks)
     state = _state(ready)
     if ended.rank is None:
-        said = last_lines(mpirun_log(logs)) or "it wrote nothing"
-        return LaunchError(f"mpirun ended {state}", why=said, fix=f"see the logs in {logs}, then start again")
+        said = last_lines(ended.log(logs)) or "it wrote nothing"
+        return LaunchError(f"{ended.name} ended {state}", why=said, fix=f"see the logs in {logs}, then start again")
     return RankError(
         ended.rank,
         f"rank {ended.rank} of {ranks} ({ended.name}) ended {state}",
@@ -86,14 +93,14 @@ def _state(ready: bool) -> str:
 
 def explain_hang(ended: Ended, seconds: float, logs: Path, ranks: int) -> LaunchError:
     """Return the error for a process that runs and gives no sign of life."""
-    rank = ended.rank or 0
+    rank, log = ended.rank or 0, ended.log(logs)
     return RankError(
         rank,
-        f"rank {rank} of {ranks} ({ended.name}) hangs",
+        f"{NAME} hangs" if ended.rank is None else f"rank {rank} of {ranks} ({ended.name}) hangs",
         why=f"it gave no sign of life for {seconds:.0f} s; without it the world cannot answer, so all of it was ended",
         fix="see whether it was stopped, or its machine overloaded (serve.hang_timeout_s, serve.step_timeout_s); "
-        f"all its lines are in {rank_log(logs, rank)}",
-        tail=last_lines(rank_log(logs, rank)) or "(it wrote nothing)",
+        f"all its lines are in {log}",
+        tail=last_lines(log) or "(it wrote nothing)",
     )
 
 
@@ -120,6 +127,8 @@ def _culprit(gone: Sequence[Ended], logs: Path, ranks: int) -> tuple[Ended, str]
 
 def _culprit_but_models(gone: Sequence[Ended], logs: Path) -> tuple[Ended, str]:
     told, how = _told_by_mpirun(mpirun_log(logs))
+    if gone[0].name == NAME and len(gone) == 1:
+        return gone[0], "it ended by itself"
     if len(gone) == 1 and gone[0].rank is not None:
         return gone[0], how if told == gone[0].rank else "it ended with status 0, which nobody had asked it to"
     if told is not None:

@@ -18,11 +18,12 @@ from shardyard.serve_spec import ServeSpec
 from shardyard.spec import Pipeline
 from shardyard.triton.command import Launch, agent_options
 from shardyard.triton.end_signals import EndSignals
+from shardyard.triton.front.process import front_command
 from shardyard.triton.guard import PIDS
 from shardyard.triton.health import probe as one_token
 from shardyard.triton.host_check import check_hosts
 from shardyard.triton.hosts import Host, Placement, parse_hosts, place, read_hostfile
-from shardyard.triton.ports import Ports, choose_ports
+from shardyard.triton.ports import LOOPBACK, Ports, choose_ports
 from shardyard.triton.preflight import preflight
 from shardyard.triton.readiness import Readiness, write_readiness_model
 from shardyard.triton.restart import RESTARTS
@@ -36,7 +37,6 @@ __all__ = ["Server", "launch", "print_launch"]
 
 #: The address that means all of this machine's; its own clients connect to the loopback.
 _EVERYWHERE = "0.0.0.0"
-_LOOPBACK = "127.0.0.1"
 
 #: Seconds in which the supervisor notices the dead rank behind a failed request.
 _NOTICE = 0.5
@@ -154,7 +154,7 @@ def launch(
         write_readiness_model(command.readiness_repo)
         prepare_backends(files, command.backends)
         environment = {"LD_LIBRARY_PATH": files.library_path(), RESTARTS: str(restarts)}
-        server.supervisor.start(command.command(), environment)
+        server.supervisor.start(command.command(), environment, front_command(spec, ports, logs.resolve()))
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         server.supervisor.endpoint_is_ready(endpoint, Readiness(endpoint, run.token))
     except BaseException:
@@ -164,7 +164,7 @@ def launch(
 
 
 def _endpoint(ports: Ports, model_repo: Path) -> Endpoint:
-    host = _LOOPBACK if ports.address == _EVERYWHERE else ports.address
+    host = LOOPBACK if ports.address == _EVERYWHERE else ports.address
     return Endpoint(host, ports.http, ports.grpc, ports.metrics, os.getpid(), str(model_repo))
 
 
@@ -177,7 +177,8 @@ def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
         ShardyardError: as ``launch``, for what can be seen before anything starts.
     """
     files = find_server()
-    spec, world = pipeline.serve, read_world(model_repo)
+    # Whoever runs the command has no front: Triton serves gRPC itself.
+    spec, world = pipeline.serve.model_copy(update={"grpc_front": False}), read_world(model_repo)
     ports, placement = choose_ports(spec), place(world.ranks, _hosts(spec))
     report_to = "TOKEN@HOST:PORT" if placement.elsewhere else None
     command = _command(

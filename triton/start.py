@@ -10,7 +10,7 @@ from pathlib import Path
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RankError, ShardyardError
-from shardyard.triton.health import is_ready
+from shardyard.triton.health import accepts_grpc, is_ready
 from shardyard.triton.post_mortem import last_lines
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.supervisor import Supervisor
@@ -42,7 +42,7 @@ def wait_until_ready(
     deadline = time.monotonic() + timeout
     with console.progress("starting Triton", models + 1, "steps") as advance:
         seen: set[str] = set()
-        while not is_ready(endpoint):
+        while not (is_ready(endpoint) and accepts_grpc(endpoint)):
             _check(supervisor, deadline, timeout)
             log = _text(rank_log(supervisor.logs, 0))
             _check_models(log, supervisor)

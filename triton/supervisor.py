@@ -21,6 +21,7 @@ from shardyard.mpi import child_environment
 from shardyard.serve_spec import ServeSpec
 from shardyard.triton import guard
 from shardyard.triton.crash_line import CrashLine
+from shardyard.triton.front.process import FRONT, NAME
 from shardyard.triton.hosts import Placement
 from shardyard.triton.post_mortem import Ended, explain, explain_far, explain_hang, mpirun_log
 from shardyard.triton.rank_entry import rank_log
@@ -35,6 +36,7 @@ __all__ = ["Supervisor"]
 
 _MPIRUN = Ended(None, "mpirun")
 _TRITON = Ended(0, "tritonserver")
+_FRONT = Ended(None, NAME)
 
 #: Seconds between two looks for ranks that have just started.
 LOOK = 0.05
@@ -86,10 +88,13 @@ class Supervisor:
         self._far_ends.append(end)
         self._watch.wake()
 
-    def start(self, command: list[str], environment: dict[str, str]) -> None:
-        """Start the world."""
+    def start(self, command: list[str], environment: dict[str, str], front: list[str] | None = None) -> None:
+        """Start the world, and the front if there is to be one."""
+        if front:
+            self._expected[FRONT] = _FRONT
         plan = {
             "command": command,
+            "beside": {FRONT: front} if front else {},
             "environment": child_environment({**environment, **self.run.environment(), **self._limits()}),
             "token": self.run.token,
             "supervisor": os.getpid(),
@@ -160,7 +165,7 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pids["0"], signal.SIGTERM)
         deadline = time.monotonic() + timeout
-        while set(self._watch.labels) - {_MPIRUN, _TRITON} and time.monotonic() < deadline:
+        while set(self._watch.labels) - {_MPIRUN, _TRITON, _FRONT} and time.monotonic() < deadline:
             self._watch.wait(deadline - time.monotonic())
 
     def _supervise(self) -> None:
@@ -226,6 +231,8 @@ class Supervisor:
 
 
 def _process_of(beat: Beat) -> Ended:
+    if beat.name == _FRONT.name:
+        return _FRONT
     if beat.rank or beat.name == _TRITON.name:
         return Ended(beat.rank, beat.name)
     return _model_process(beat.name)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from shardyard.calls import CALL
 from shardyard.errors import RequestError
 from shardyard.model_repo.ensemble import STEPS, Step
 from shardyard.model_repo.models.answer import Arrays
@@ -68,7 +69,7 @@ class Chain:
         with self._lock:
             self._clients[inner] = client
         try:
-            for made in self.numbered(tensors, _stream(engine, pool, inner)):
+            for made in self.numbered(tensors, _stream(engine, pool, inner, client.call)):
                 side = {name: array for name, array in made.items() if name in _SIDE}
                 yield {**_call(postprocessing, made), **side}
         finally:
@@ -109,17 +110,21 @@ def _call(step: Step, pool: Arrays) -> Arrays:
     return _outputs(step, _request(step, pool, "").exec())
 
 
-def _stream(step: Step, pool: Arrays, request_id: str) -> Iterator[Arrays]:
-    for answer in _request(step, pool, request_id).exec(decoupled=True):
+def _stream(step: Step, pool: Arrays, request_id: str, call: str) -> Iterator[Arrays]:
+    for answer in _request(step, pool, request_id, call).exec(decoupled=True):
         if outputs := _outputs(step, answer):
             yield outputs
 
 
-def _request(step: Step, pool: Arrays, request_id: str) -> Any:
+def _request(step: Step, pool: Arrays, request_id: str, call: str = "") -> Any:
     inputs = [pb_utils.Tensor(name, pool[pooled]) for name, pooled in step.inputs.items() if pooled in pool]
     wanted = [*step.outputs, _FAILURE] if step in STEPS[1:2] else list(step.outputs)
     return pb_utils.InferenceRequest(
-        model_name=step.model, request_id=request_id, requested_output_names=wanted, inputs=inputs
+        model_name=step.model,
+        request_id=request_id,
+        requested_output_names=wanted,
+        inputs=inputs,
+        parameters={CALL: call} if call else {},
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from shardyard.calls import CALL, ENDED
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.triton_io import error_response, response
 
@@ -16,7 +18,9 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class Client:
-    """A response sender that threads may share.
+    """A response sender that threads may share. ``call``: the call that the request came with, by the gRPC front.
+
+    ``ended_call``: the one whose client the front says is gone.
 
     Triton frees what a sender stands for with the last response, and to ask it whether the client is there after that,
     or during that, crashes the server. So both take turns, and nothing happens after the last response.
@@ -24,6 +28,9 @@ class Client:
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
+        parameters = json.loads(request.parameters() or "{}")
+        self.call: str = parameters.get(CALL, "")
+        self.ended_call: str = parameters.get(ENDED, "")
         self._lock = threading.Lock()
         self._done = False
 

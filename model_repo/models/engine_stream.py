@@ -36,6 +36,7 @@ class EngineStream:
     client: Recipient
     request_id: str
     board: Board
+    call: str = ""
     engine_id: int = 0
     hurry: bool = False
     silent: int = 0

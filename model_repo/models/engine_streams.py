@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 
+from shardyard.errors import RequestError
 from shardyard.model_repo.models.acknowledge import Board
 from shardyard.model_repo.models.answers import make_answers
 from shardyard.model_repo.models.client_share import Recipient, shares
@@ -27,6 +28,9 @@ __all__ = ["EngineStreams"]
 #: its client goes away, and late for all others.
 BACKLOG = 64
 
+#: Ended calls that are remembered.
+MOST_ENDED = 4096
+
 #: Seconds between two looks whether chunks have been acknowledged, while responses wait for that.
 LOOK_AGAIN = 0.001
 
@@ -43,13 +47,17 @@ class EngineStreams:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._streams: set[EngineStream] = set()
+        # Calls whose clients are gone, oldest first: requests of theirs may still be on the way here.
+        self._ended: dict[str, None] = {}
         self._outputs: queue.Queue[tuple[EngineStream, Output, threading.Event | None]] = queue.Queue(BACKLOG)
         # Streams with a response to send, oldest first; the responder's own.
         self._waiting: dict[EngineStream, None] = {}
         threading.Thread(target=self._respond, name="shardyard-responder", daemon=True).start()
 
-    def submit(self, generation: Generation, tokenizer: Tokenizer, client: Recipient, request_id: str) -> None:
-        """Hand a request to the engine.
+    def submit(
+        self, generation: Generation, tokenizer: Tokenizer, client: Recipient, request_id: str, call: str = ""
+    ) -> None:
+        """Hand a request to the engine; ``call``: what the gRPC front calls the call that it came with.
 
         Raises:
             RequestError: the engine refuses it.
@@ -59,10 +67,12 @@ class EngineStreams:
         check_beams(request, self._executor.limits)
         channel = self._board.channel if generation.follower else 0
         with self._lock:
+            if call in self._ended:
+                raise RequestError("nobody waits for this answer", "its client went away before it was begun")
             answers = make_answers(generation, tokenizer, channel, lambda: next(self._numbers))
             recipients = shares(client, len(answers))
             group = [
-                EngineStream(answer, recipient, request_id, self._board)
+                EngineStream(answer, recipient, request_id, self._board, call)
                 for answer, recipient in zip(answers, recipients, strict=True)
             ]
             for stream in group:
@@ -82,6 +92,16 @@ class EngineStreams:
         for stream in self._copy():
             if stream.request_id == request_id:
                 self._executor.cancel(stream.engine_id)
+
+    def end_call(self, call: str) -> None:
+        """End the requests of a call whose client is gone, and those that are still to come."""
+        with self._lock:
+            self._ended[call] = None
+            if len(self._ended) > MOST_ENDED:
+                del self._ended[next(iter(self._ended))]
+        for stream in self._copy():
+            if stream.call == call:
+                self._abandon(stream)
 
     def cancel_abandoned(self) -> None:
         """End the requests whose client has gone away."""

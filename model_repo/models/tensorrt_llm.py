@@ -88,9 +88,12 @@ class TritonPythonModel:
     def _accept(self, request: Any, client: Client) -> None:
         tensors = read_tensors(request)
         if flag(tensors, "stop"):
-            if not request.request_id():
+            if client.ended_call:
+                self._streams.end_call(client.ended_call)
+            elif not request.request_id():
                 raise RequestError("stop needs a request id", "it names the request that is to end")
-            self._streams.stop(request.request_id())
+            else:
+                self._streams.stop(request.request_id())
             client.end()
             return
         generation = parse_generation(tensors, self._limits, self._defaults)
@@ -98,7 +101,7 @@ class TritonPythonModel:
             check_parameters(request.parameters(), self._known)
         if generation.lora_id is not None and generation.lora is not None:
             self._executor.add_adapter(generation.lora_id, *generation.lora)
-        self._streams.submit(generation, self._tokenizer, client, request.request_id())
+        self._streams.submit(generation, self._tokenizer, client, request.request_id(), client.call)
 
     def _warm_up(self) -> None:
         done = threading.Event()

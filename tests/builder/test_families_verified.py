@@ -85,7 +85,9 @@ def test_families_are_verified(make_checkpoint: Make, tmp_path: Path, tp: int) -
     }
     (tmp_path / "jobs.json").write_text(json.dumps(list(jobs.values())))
     command = mpirun_command((tp, [sys.executable, "-m", "mpi4py", str(PROGRAM), str(tmp_path / "jobs.json")]))
-    done = subprocess.run(command, env=child_environment(), capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        command, env=child_environment({"TMPDIR": str(tmp_path)}), capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stderr
     faults = {name: _faults(Path(job["folder"]), Path(job["source"])) for name, job in jobs.items()}
     assert {name: missed for name, missed in faults.items() if missed} == {}

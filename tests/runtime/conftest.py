@@ -222,7 +222,7 @@ def world(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process = subprocess.Popen(
             mpirun_command((1, lead), *([(ranks - 1, command)] if ranks > 1 else [])),
             cwd=tmp_path,
-            env=child_environment(env),
+            env=child_environment({"TMPDIR": str(tmp_path), **(env or {})}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -79,7 +79,7 @@ def test_start_and_stop_leave_nothing(start: Start, nothing_left: Check) -> None
             connection.request("GET", url)
             assert connection.getresponse().status == 200
             connection.close()
-        assert len(processes) == 5  # guard, mpirun, tritonserver, its model's process, worker
+        assert len(processes) == 6  # guard, mpirun, front, tritonserver, its model's process, worker
         # MPI's shared memory lies where it is cleaned up, whatever happens.
         assert list((SHM / f"{server.supervisor.run.shm_prefix}mpi").iterdir())
     nothing_left(processes, server.supervisor.run.token)
@@ -192,7 +192,7 @@ def test_nothing_outlives_a_killed_supervisor(program: Program, nothing_left: Ch
     token = until_ready(child)
     (guard,) = (process for process in psutil.Process(child.pid).children() if "guard" in " ".join(process.cmdline()))
     processes = [guard, *guard.children(recursive=True)]
-    assert len(processes) == 6
+    assert len(processes) == 7
     child.kill()
     # The guard is init's to reap now.
     nothing_left(processes, token, 3.0, reaped=False)

@@ -89,13 +89,20 @@ def test_a_killed_model_process_ends_the_world(start: Start, nothing_left: Check
     assert "tritonserver's process for ensemble" in f"{error.what}: {error.why}"
 
 
+def test_a_killed_front_ends_the_world(start: Start, nothing_left: Check) -> None:
+    with pytest.raises(LaunchError, match="the gRPC front ended while the endpoint was up"), start(2) as server:
+        processes = family()
+        os.kill(int((server.supervisor.run.pids / "front").read_text()), signal.SIGKILL)
+        wait(server)
+    nothing_left(processes, server.supervisor.run.token)
+
+
 @pytest.mark.parametrize("program", ["mpirun", "guard"])
 def test_a_killed_launcher_ends_the_world(start: Start, nothing_left: Check, program: str) -> None:
     with pytest.raises(LaunchError, match="ended while the endpoint was up"), start(2) as server:
         processes = family()
         (watchdog,) = psutil.Process().children()
-        (launcher,) = watchdog.children()
-        victim = launcher if program == "mpirun" else watchdog
+        victim = find(watchdog.children(), "prterun") if program == "mpirun" else watchdog
         victim.kill()
         wait(server)
     nothing_left(processes, server.supervisor.run.token, reaped=program == "mpirun")

@@ -1,0 +1,166 @@
+"""A front in this process, before a fake Triton that notes what is asked of it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2
+
+from shardyard.triton.front.service import Front
+
+SERVICE = "/inference.GRPCInferenceService/"
+
+Request = service_pb2.ModelInferRequest
+
+
+class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers by what a request's model name says; speaks and takes bytes.
+
+    ``requests``: every ModelInferRequest. ``ended``: streams and calls that were read to their end by whoever called;
+    ``cancelled``: those that were not.
+    """
+
+    def __init__(self) -> None:
+        self.requests: list[Any] = []
+        self.metadata: list[dict[str, Any]] = []
+        self.ended: list[str] = []
+        self.cancelled: list[str] = []
+        self.changed = threading.Condition()
+        self.go_on = asyncio.Event()
+
+    def service(self, details: Any) -> Any:
+        """Return the handler of a call."""
+        if details.method == f"{SERVICE}ModelStreamInfer":
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        return grpc.unary_unary_rpc_method_handler(
+            self._infer if details.method == f"{SERVICE}ModelInfer" else self._other
+        )
+
+    def stops(self) -> list[str]:
+        """The calls that the front has asked to end."""
+        return [
+            request.parameters["shardyard_ended"].string_param
+            for request in self.requests
+            if request.model_name == "tensorrt_llm"
+        ]
+
+    def call_of(self, id: str) -> str:
+        """The name of the call that a request came with."""
+        (request,) = [each for each in self.requests if each.id == id]
+        name: str = request.parameters["shardyard_call"].string_param
+        return name
+
+    def wait(self, predicate: Any) -> None:
+        """Wait until it is true of what has come so far."""
+        with self.changed:
+            assert self.changed.wait_for(predicate, 20)
+
+    def _note(self, kind: list[Any], what: Any) -> None:
+        with self.changed:
+            kind.append(what)
+            self.changed.notify_all()
+
+    async def _other(self, request: bytes, context: Any) -> bytes:
+        context.set_trailing_metadata((("triton", "end"),))
+        return b"same " + request
+
+    async def _infer(self, request: bytes, context: Any) -> bytes:
+        asked = Request.FromString(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        self._note(self.requests, asked)
+        if asked.model_name == "broken":
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such model", (("why", "broken"),))
+        try:
+            if asked.model_name == "slow":
+                await self.go_on.wait()
+        except asyncio.CancelledError:
+            self._note(self.cancelled, asked.id)
+            raise
+        self._note(self.ended, asked.id)
+        answer: bytes = service_pb2.ModelInferResponse(id=asked.id).SerializeToString()
+        return answer
+
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        self.metadata.append(dict(context.invocation_metadata()))
+        last = ""
+        try:
+            async for request in requests:
+                asked = Request.FromString(request)
+                last = asked.id
+                self._note(self.requests, asked)
+                if asked.model_name == "broken":
+                    yield _chunk(asked.id)
+                    await context.abort(grpc.StatusCode.INTERNAL, "it broke", (("why", "broken"),))
+                for _ in range(1000 if asked.model_name == "long" else 3):
+                    yield _chunk(asked.id)
+                if asked.model_name == "slow":
+                    await self.go_on.wait()
+                    yield _chunk(asked.id)
+        except (asyncio.CancelledError, GeneratorExit):
+            self._note(self.cancelled, last)
+            raise
+        self._note(self.ended, last)
+
+
+def _chunk(id: str) -> bytes:
+    answer: bytes = service_pb2.ModelStreamInferResponse(
+        infer_response=service_pb2.ModelInferResponse(id=id, model_name="x" * 1000)
+    ).SerializeToString()
+    return answer
+
+
+class Running:
+    """A loop on a thread of its own with a fake Triton and a front before it."""
+
+    def __init__(self, max_request: int = -1) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        self.triton, self.address = self._do(self._start(max_request))
+
+    def _do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+
+    async def _start(self, max_request: int) -> tuple[FakeTriton, str]:
+        triton = FakeTriton()
+        self._triton_server = grpc.aio.server()
+        self._triton_server.add_generic_rpc_handlers((triton,))
+        port = self._triton_server.add_insecure_port("127.0.0.1:0")
+        await self._triton_server.start()
+        self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
+        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_request)])
+        self._server.add_generic_rpc_handlers((Front(self._channel),))
+        own = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        return triton, f"127.0.0.1:{own}"
+
+    def go_on(self) -> None:
+        """Let slow answers go on."""
+        self.loop.call_soon_threadsafe(self.triton.go_on.set)
+
+    def stop(self) -> None:
+        """End all of it."""
+        self._do(self._end())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(20)
+        self.loop.close()
+
+    async def _end(self) -> None:
+        await self._server.stop(None)
+        await self._triton_server.stop(None)
+        await self._channel.close()
+        await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+def front() -> Iterator[Running]:
+    """A front with its fake Triton."""
+    running = Running()
+    yield running
+    running.go_on()
+    running.stop()

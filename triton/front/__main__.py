@@ -1,0 +1,75 @@
+"""The front's process: ``python -m shardyard.triton.front --listen ADDRESS --triton ADDRESS --log FILE``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from pathlib import Path
+
+import grpc
+
+from shardyard.heartbeat import BEATS, PERIOD, Beat, write_beat
+from shardyard.triton.front.process import NAME
+from shardyard.triton.front.service import Front
+
+#: Seconds that open calls get once the process is asked to end.
+_GRACE = 1.0
+
+_ENDLESS = -1
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="front", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="where clients connect")
+    parser.add_argument("--triton", required=True, metavar="HOST:PORT", help="Triton's own gRPC port")
+    parser.add_argument("--log", type=Path, required=True, help="takes what this process writes")
+    parser.add_argument("--max-request", type=int, required=True, metavar="BYTES", help="largest request")
+    args = parser.parse_args()
+    log = os.open(args.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    try:
+        asyncio.run(_serve(args.listen, args.triton, args.max_request))
+    except RuntimeError as error:  # The port is taken.
+        sys.exit(f"{NAME} cannot serve: {error}")
+
+
+async def _serve(listen: str, triton: str, max_request: int) -> None:
+    options = [("grpc.max_receive_message_length", _ENDLESS), ("grpc.max_send_message_length", _ENDLESS)]
+    async with grpc.aio.insecure_channel(triton, options=options) as channel:
+        server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_request),
+                ("grpc.max_send_message_length", _ENDLESS),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+        server.add_generic_rpc_handlers((Front(channel),))
+        server.add_insecure_port(listen)
+        await server.start()
+        beating = asyncio.ensure_future(_beat())
+        ended = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        await ended.wait()
+        beating.cancel()
+        await server.stop(_GRACE)
+
+
+async def _beat() -> None:
+    """Give signs of life from the loop that serves: one that hangs falls silent."""
+    if BEATS not in os.environ:
+        return
+    path = Path(os.environ[BEATS]) / f"{os.getpid()}.json"
+    with contextlib.suppress(OSError):  # The run's folder is gone: the endpoint is ending.
+        while True:
+            write_beat(path, Beat(0, NAME))
+            await asyncio.sleep(PERIOD)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""Answers every gRPC call by asking Triton, and never cancels what it has asked.
+
+Triton 2.51 keeps looking at a stream that was cancelled or cut after it has let go of its memory; under load the server
+crashes about once in a thousand of them. Here a client that cancels, disconnects or runs out of time ends nothing at
+Triton: its answers are read to the end and dropped, and the engine is asked to stop making them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterable, Coroutine, Sequence
+from functools import partial
+from typing import Any
+
+import grpc
+
+from shardyard.triton.front.bridge import Bridge
+from shardyard.triton.front.requests import name_tag, stop_request
+
+__all__ = ["Front"]
+
+_SERVICE = "/inference.GRPCInferenceService/"
+_INFER, _STREAM = f"{_SERVICE}ModelInfer", f"{_SERVICE}ModelStreamInfer"
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+
+class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Handles calls of every name; ``channel`` is one of grpc.aio to Triton."""
+
+    def __init__(self, channel: Any) -> None:
+        self._channel = channel
+        # A task that nobody holds may be collected before it is done.
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def service(self, details: Any) -> Any:
+        """Return the handler of a call; messages stay bytes."""
+        path = details.method
+        if path == _STREAM:
+            return grpc.stream_stream_rpc_method_handler(self._stream)
+        return grpc.unary_unary_rpc_method_handler(partial(self._unary, path))
+
+    async def _unary(self, path: str, request: bytes, context: Any) -> bytes:
+        call = uuid.uuid4().hex
+        tag = name_tag(call) if path == _INFER else b""
+        upstream = self._channel.unary_unary(path)(tag + request, metadata=_passed_on(context.invocation_metadata()))
+        answered = self._run(_result(upstream))
+        try:
+            answer: bytes = await asyncio.shield(answered)
+        except asyncio.CancelledError:
+            if tag:
+                self._run(self._stop(call))
+            raise
+        except grpc.aio.AioRpcError as error:
+            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+            raise
+        context.set_trailing_metadata(tuple(await upstream.trailing_metadata() or ()))
+        return answer
+
+    async def _stream(self, requests: AsyncIterable[bytes], context: Any) -> None:
+        call = uuid.uuid4().hex
+        upstream = self._channel.stream_stream(_STREAM)(metadata=_passed_on(context.invocation_metadata()))
+        bridge = Bridge(upstream, name_tag(call))
+        self._run(bridge.pump())
+        sending = self._run(bridge.send(requests))
+        try:
+            async for answer in bridge.answers():
+                await context.write(answer)
+        finally:
+            sending.cancel()
+            if not bridge.ended:
+                self._run(bridge.leave())
+                self._run(self._stop(call))
+        trailing = tuple(await upstream.trailing_metadata() or ())
+        if await upstream.code() is not grpc.StatusCode.OK:
+            await context.abort(await upstream.code(), await upstream.details() or "", trailing)
+        context.set_trailing_metadata(trailing)
+
+    async def _stop(self, call: str) -> None:
+        """Ask the engine to end what it does for a call. A repository without the engine answers with an error."""
+        stream = self._channel.stream_stream(_STREAM)()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await stream.write(stop_request(call))
+            await stream.done_writing()
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+
+    def _run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Whoever waits for it has it; a client that is gone does not.
+
+
+async def _result(upstream: Any) -> bytes:
+    """Wait for an answer in a task of its own: cancelling who waits for a call of grpc.aio cancels the call."""
+    answer: bytes = await upstream
+    return answer
+
+
+def _passed_on(metadata: Metadata | None) -> Metadata:
+    """Return the client's metadata without what belongs to its own connection."""
+    return [(key, value) for key, value in metadata or () if not key.startswith(("grpc-", ":")) and key != "user-agent"]
