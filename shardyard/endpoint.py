@@ -11,12 +11,28 @@ import psutil
 from shardyard.atomic import write_atomically
 from shardyard.errors import LaunchError
 
-__all__ = ["Endpoint", "read_endpoint"]
+__all__ = ["Endpoint", "GrpcTls", "read_endpoint"]
+
+
+@dataclass(frozen=True)
+class GrpcTls:
+    """Files, PEM: the CA to trust, and the client's own certificate and key if it needs them.
+
+    ``name``: what the server's certificate must say, if that is not the address.
+    """
+
+    ca: str
+    cert: str = ""
+    key: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Host and ports; ``pid`` is the supervisor's process id, ``model_repo`` the folder that is served."""
+    """Host and ports; ``pid`` is the supervisor's process id, ``model_repo`` the folder that is served.
+
+    ``tls``: how gRPC is encrypted; None: not at all.
+    """
 
     host: str
     http_port: int
@@ -24,6 +40,7 @@ class Endpoint:
     metrics_port: int
     pid: int = 0
     model_repo: str = ""
+    tls: GrpcTls | None = None
 
     @property
     def http_url(self) -> str:
@@ -53,7 +70,9 @@ def read_endpoint(path: Path) -> Endpoint:
         LaunchError: nothing is being served, or what wrote the file has ended.
     """
     try:
-        endpoint = Endpoint(**json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        tls = values.pop("tls", None)
+        endpoint = Endpoint(**values, tls=GrpcTls(**tls) if tls else None)
     except (OSError, ValueError, TypeError):
         endpoint = None
     if endpoint is None or (endpoint.pid and not psutil.pid_exists(endpoint.pid)):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shardyard.gpu_spec import GpuServeSpec
 from shardyard.section import Port, Positive, Section
+from shardyard.tls_spec import TlsSpec
 
 __all__ = ["ServeSpec"]
 
@@ -55,6 +56,7 @@ class ServeSpec(Section):
     max_request_mib: Annotated[
         int, Field(ge=1, le=2047, description="largest gRPC request, where grpc_front is on")
     ] = 64
+    tls: TlsSpec = TlsSpec()
     start_timeout_s: Annotated[float, Field(gt=0, description="seconds until the launch has failed")] = 120.0
     stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = 5.0
     drain_timeout_s: Annotated[
@@ -66,3 +68,9 @@ class ServeSpec(Section):
     step_timeout_s: Annotated[
         float, Field(gt=0, description="seconds that one step of the engine may take until its rank counts as hanging")
     ] = 120.0
+
+    @model_validator(mode="after")
+    def _encrypted(self) -> ServeSpec:
+        if self.tls.cert and not self.grpc_front:
+            raise ValueError("tls is the front's; possible: grpc_front=true, or no tls")
+        return self

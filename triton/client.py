@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Self
 
 import grpc
@@ -29,7 +30,7 @@ class StreamClient:
     def __init__(self, endpoint: Endpoint, model: str = MODEL) -> None:
         self.endpoint = endpoint
         self.model = model
-        self._channel = grpc.insecure_channel(endpoint.grpc_address, options=_OPTIONS)
+        self._channel = _connect(endpoint)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
     def generate(self, request: GenerateRequest) -> Iterator[str]:
@@ -88,6 +89,16 @@ class StreamClient:
             )
         where = "in the middle of the answer" if answered else "before any answer"
         return RequestError(f"the request failed {where}", why=f"gRPC says: {details} ({code.name})")
+
+
+def _connect(endpoint: Endpoint) -> Any:
+    tls = endpoint.tls
+    if tls is None:
+        return grpc.insecure_channel(endpoint.grpc_address, options=_OPTIONS)
+    ca, key, cert = (Path(path).read_bytes() if path else None for path in (tls.ca, tls.key, tls.cert))
+    name = [("grpc.ssl_target_name_override", tls.name)] if tls.name else []
+    credentials = grpc.ssl_channel_credentials(ca, key, cert)
+    return grpc.secure_channel(endpoint.grpc_address, credentials, options=[*_OPTIONS, *name])
 
 
 def _texts(response: Any) -> list[str]:

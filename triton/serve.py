@@ -19,6 +19,7 @@ from shardyard.spec import Pipeline
 from shardyard.triton.command import Launch, agent_options
 from shardyard.triton.end_signals import EndSignals
 from shardyard.triton.front.process import front_command
+from shardyard.triton.front.tls import check_tls, client_tls
 from shardyard.triton.guard import PIDS
 from shardyard.triton.health import probe as one_token
 from shardyard.triton.host_check import check_hosts
@@ -136,13 +137,14 @@ def launch(
     models = _count_models(model_repo)
     world = world or read_world(model_repo)
     preflight(world)
+    check_tls(spec.tls)
     placement = place(world.ranks, _hosts(spec))
     if placement.elsewhere and world.engine:
         check_hosts(placement, world.engine, agent_options(spec), spec.start_timeout_s)
     files = find_server()
     ports = choose_ports(spec)
     _empty(logs)
-    endpoint = _endpoint(ports, model_repo)
+    endpoint = _endpoint(spec, ports, model_repo)
     server = Server(endpoint, Supervisor(RunFolder.make(), logs.resolve(), placement, world.ranks, spec), console)
     try:
         console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
@@ -163,9 +165,9 @@ def launch(
     return server
 
 
-def _endpoint(ports: Ports, model_repo: Path) -> Endpoint:
+def _endpoint(spec: ServeSpec, ports: Ports, model_repo: Path) -> Endpoint:
     host = LOOPBACK if ports.address == _EVERYWHERE else ports.address
-    return Endpoint(host, ports.http, ports.grpc, ports.metrics, os.getpid(), str(model_repo))
+    return Endpoint(host, ports.http, ports.grpc, ports.metrics, os.getpid(), str(model_repo), client_tls(spec.tls))
 
 
 def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:

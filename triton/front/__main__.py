@@ -9,12 +9,14 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import grpc
 
 from shardyard.heartbeat import BEATS, PERIOD, Beat, write_beat
 from shardyard.triton.front.process import NAME
 from shardyard.triton.front.service import Front
+from shardyard.triton.front.tls import server_credentials
 
 #: Seconds that open calls get once the process is asked to end.
 _GRACE = 1.0
@@ -29,17 +31,20 @@ def main() -> None:
     parser.add_argument("--triton", required=True, metavar="HOST:PORT", help="Triton's own gRPC port")
     parser.add_argument("--log", type=Path, required=True, help="takes what this process writes")
     parser.add_argument("--max-request", type=int, required=True, metavar="BYTES", help="largest request")
+    for name, meaning in (("cert", "certificate"), ("key", "its key"), ("client-ca", "CA that clients must show")):
+        parser.add_argument(f"--{name}", type=Path, metavar="PEM", help=meaning)
     args = parser.parse_args()
     log = os.open(args.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        asyncio.run(_serve(args.listen, args.triton, args.max_request))
+        credentials = server_credentials(args.cert, args.key, args.client_ca) if args.cert else None
+        asyncio.run(_serve(args.listen, args.triton, args.max_request, credentials))
     except RuntimeError as error:  # The port is taken.
         sys.exit(f"{NAME} cannot serve: {error}")
 
 
-async def _serve(listen: str, triton: str, max_request: int) -> None:
+async def _serve(listen: str, triton: str, max_request: int, credentials: Any) -> None:
     options = [("grpc.max_receive_message_length", _ENDLESS), ("grpc.max_send_message_length", _ENDLESS)]
     async with grpc.aio.insecure_channel(triton, options=options) as channel:
         server = grpc.aio.server(
@@ -50,7 +55,10 @@ async def _serve(listen: str, triton: str, max_request: int) -> None:
             ]
         )
         server.add_generic_rpc_handlers((Front(channel),))
-        server.add_insecure_port(listen)
+        if credentials:
+            server.add_secure_port(listen, credentials)
+        else:
+            server.add_insecure_port(listen)
         await server.start()
         beating = asyncio.ensure_future(_beat())
         ended = asyncio.Event()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from shardyard.serve_spec import ServeSpec
+from shardyard.tls_spec import TlsSpec
 from shardyard.triton.ports import LOOPBACK, Ports
 
 __all__ = ["FRONT", "NAME", "front_command", "front_log"]
@@ -32,4 +34,11 @@ def front_command(spec: ServeSpec, ports: Ports, logs: Path) -> list[str]:
         *("--triton", f"{LOOPBACK}:{ports.inner_grpc}"),
         *("--log", str(front_log(logs))),
         *("--max-request", str(spec.max_request_mib * _MIB)),
+        *_files(spec.tls),
     ]
+
+
+def _files(tls: TlsSpec) -> Iterator[str]:
+    for option, path in (("--cert", tls.cert), ("--key", tls.key), ("--client-ca", tls.client_ca)):
+        if path:
+            yield from (option, str(Path(path).resolve()))
