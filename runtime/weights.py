@@ -8,7 +8,7 @@ of its group. Packed arrays (``native.packing``) go to the engine's own products
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,19 @@ class Weights:
         if not packed or not self._products or not self._products.gates(activation):
             return None
         return self._products.matmul(x, self._packed(up), self._packed(gate), activation)
+
+    def mixture(
+        self, total: Any, x: Any, shares: Any, parts: Sequence[tuple[Part, Part, Part]], activation: str
+    ) -> Any | None:
+        """Return ``total`` with all experts' answers, if that is one operation for these matrices, else None.
+
+        ``parts``: each expert's two branches, the gate last, and what leads back.
+        """
+        packed = all(is_packed(self.arrays[part.name]) for part in parts[0])
+        if not packed or not self._products or not self._products.gates(activation):
+            return None
+        matrices = [(self._packed(up), self._packed(gate), self._packed(back)) for up, gate, back in parts]
+        return self._products.experts(total, x, shares, matrices, activation)
 
     def height(self, name: str) -> int:
         """Return the number of rows of a matrix."""

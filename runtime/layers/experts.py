@@ -1,8 +1,9 @@
 """A mixture of experts (Shazeer et al. 2017, arXiv:1701.06538; Jiang et al. 2024, arXiv:2401.04088).
 
 Every rank routes every token and computes its own experts: a block of them (expert parallel), each or a slice of each
-(tensor parallel). What it gets is a part of the sum in both cases, so one all-reduce joins either kind. The tokens are
-sorted by expert, so an expert computes those that were routed to it and no others; an idle one costs next to nothing.
+(tensor parallel). What it gets is a part of the sum in both cases, so one all-reduce joins either kind. An expert
+computes the tokens that were routed to it and no others. With packed weights a rank's experts are one operation, and an
+idle one costs nothing; else each has nodes of its own, over tokens sorted by expert, and an idle one costs those.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import openvino.opset16 as op
 
 from shardyard.runtime.layers.constants import integer, integers, number
 from shardyard.runtime.layers.linear import Linear, Partial
-from shardyard.runtime.layers.mlp import fused_product
+from shardyard.runtime.layers.mlp import fused_parts, fused_product
 from shardyard.runtime.network import ExpertsSpec
 from shardyard.runtime.weights import Part
 
@@ -45,6 +46,13 @@ class Experts:
 
     def _add(self, total: Any, x: Any, routing: Any, name: str) -> Any:
         """Add the experts' weighted answers to the rows of their tokens."""
+        back = (Part(f"{name}.proj.weight", expert=expert) for expert in range(self._spec.local))
+        parts = [(*fused_parts(self._linear, f"{name}.fc", part.expert), part) for part in back]
+        at_once = self._linear.weights.mixture(total, x, routing, parts, self._spec.activation)
+        return self._sorted(total, x, routing, name) if at_once is None else at_once
+
+    def _sorted(self, total: Any, x: Any, routing: Any, name: str) -> Any:
+        """Sort the tokens by expert; each expert's products are nodes of their own."""
         hits = op.convert(op.greater(routing, number(0)), "i32")
         places = op.non_zero(hits, "i64")  # [2, answers]: expert and token, in order of experts.
         tokens = op.gather(places, integer(1), integer(0))

@@ -15,7 +15,7 @@ from shardyard.runtime.layers.linear import Linear, Partial
 from shardyard.runtime.network import Activation, MlpSpec
 from shardyard.runtime.weights import Part
 
-__all__ = ["Mlp", "fused_product"]
+__all__ = ["Mlp", "fused_parts", "fused_product"]
 
 
 class Mlp:
@@ -53,6 +53,11 @@ def fused_product(linear: Linear, x: Any, name: str, activation: Activation, exp
 
     ``expert`` picks one from a weight [experts, 2 · inner, hidden].
     """
+    return linear.gated(x, *fused_parts(linear, name, expert), activation)
+
+
+def fused_parts(linear: Linear, name: str, expert: int | None = None) -> tuple[Part, Part]:
+    """Return U and G of ``fused_product``."""
     inner = linear.weights.height(f"{name}.weight") // 2
-    up, gate = (Part(f"{name}.weight", rows, expert) for rows in (slice(inner), slice(inner, 2 * inner)))
-    return linear.gated(x, up, gate, activation)
+    weight = f"{name}.weight"
+    return Part(weight, slice(inner), expert), Part(weight, slice(inner, 2 * inner), expert)

@@ -8,5 +8,6 @@ namespace shardyard {
 ov::Extension::Ptr all_reduce_extension();
 ov::Extension::Ptr packed_matmul_extension();
 ov::Extension::Ptr packed_rows_extension();
+ov::Extension::Ptr packed_experts_extension();
 
 }  // namespace shardyard

@@ -14,6 +14,7 @@
 #include <openvino/op/op.hpp>
 
 #include "extension.hpp"
+#include "packed_matrices.hpp"
 #include "packed_product.hpp"
 
 using namespace shardyard;
@@ -54,7 +55,7 @@ public:
 
     void validate_and_infer_types() override {
         auto shape = get_input_partial_shape(0);
-        shape[shape.size() - 1] = static_cast<std::int64_t>(matrices.at(matrix_).rows);
+        shape[shape.size() - 1] = static_cast<std::int64_t>(known_matrix(matrix_).rows);
         set_output_type(0, ov::element::f32, shape);
     }
 
@@ -73,12 +74,12 @@ public:
     bool has_evaluate() const override { return true; }
 
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-        const PackedMatrix& matrix = matrices.at(matrix_);
+        const PackedMatrix& matrix = known_matrix(matrix_);
         ov::Shape shape = inputs[0].get_shape();
         const std::size_t tokens = inputs[0].get_size() / matrix.columns;
         shape.back() = matrix.rows;
         outputs[0].set_shape(shape);
-        multiply(matrix, gate_ < 0 ? nullptr : &matrices.at(gate_), static_cast<Activation>(activation_),
+        multiply(matrix, gate_ < 0 ? nullptr : &known_matrix(gate_), static_cast<Activation>(activation_),
                  static_cast<Level>(level_), inputs[0].data<const float>(), tokens, outputs[0].data<float>());
         return true;
     }
@@ -99,7 +100,7 @@ public:
 
     void validate_and_infer_types() override {
         auto shape = get_input_partial_shape(0);
-        shape.push_back(static_cast<std::int64_t>(matrices.at(matrix_).columns));
+        shape.push_back(static_cast<std::int64_t>(known_matrix(matrix_).columns));
         set_output_type(0, ov::element::f32, shape);
     }
 
@@ -115,7 +116,7 @@ public:
     bool has_evaluate() const override { return true; }
 
     bool evaluate(ov::TensorVector& outputs, const ov::TensorVector& inputs) const override {
-        const PackedMatrix& matrix = matrices.at(matrix_);
+        const PackedMatrix& matrix = known_matrix(matrix_);
         const std::size_t tokens = inputs[0].get_size();
         outputs[0].set_shape({tokens, matrix.columns});
         const auto* ids = inputs[0].data<const std::int32_t>();
@@ -134,6 +135,8 @@ private:
 };
 
 }  // namespace
+
+const PackedMatrix& shardyard::known_matrix(std::int64_t number) { return matrices.at(number); }
 
 ov::Extension::Ptr shardyard::packed_matmul_extension() { return std::make_shared<ov::OpExtension<PackedMatMul>>(); }
 

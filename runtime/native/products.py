@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,7 +17,7 @@ from openvino.utils.node_factory import NodeFactory
 from shardyard.runtime.native.library import native_library
 from shardyard.runtime.native.packing import BLOCK_ROWS, plain_rows
 
-__all__ = ["Level", "PackedMatrix", "Products", "best_level", "load_products"]
+__all__ = ["Expert", "Level", "PackedMatrix", "Products", "best_level", "load_products"]
 
 #: What the kernels are written for, least first.
 Level = Literal["avx2", "avx512", "amx"]
@@ -65,6 +66,10 @@ class PackedMatrix:
         return cls(numbers[part], None if scales is None else scales[first:], last - first)
 
 
+#: An expert's two branches, the gate last, and what leads back.
+Expert = tuple[PackedMatrix, PackedMatrix, PackedMatrix]
+
+
 class Products:
     """Makes nodes. It keeps the arrays that it is given, and must outlive every model that has these nodes."""
 
@@ -99,6 +104,19 @@ class Products:
             "level": self._level,
         }
         return self._factory.create("PackedMatMul", [_output(x)], attributes)
+
+    def experts(self, total: Any, x: Any, shares: Any, matrices: Sequence[Expert], activation: str) -> Any:
+        """Return ``total`` + Σ share · (act(x · Gᵀ) · (x · Uᵀ)) · Pᵀ over the experts that a token goes to.
+
+        ``total`` and ``x``: float32 [tokens, hidden]; ``shares``: float32 [experts, tokens]; ``matrices``: U, G and P
+        of each expert. An expert whose shares are all zero costs nothing.
+        """
+        attributes = {
+            "matrices": [self._number(matrix) for expert in matrices for matrix in expert],
+            "activation": _ACTIVATIONS[activation],
+            "level": self._level,
+        }
+        return self._factory.create("PackedExperts", [_output(each) for each in (total, x, shares)], attributes)
 
     def rows(self, ids: Any, matrix: PackedMatrix) -> Any:
         """Return the rows of a packed matrix that ``ids``, int32 [tokens], name, float32 [tokens, columns]."""
