@@ -281,7 +281,7 @@ def test_bad_requests_get_an_error_at_once(endpoint: Endpoint, going_on: Callabl
     for case, (body, says) in BAD.items():
         before = going_on()
         seconds, answer = min(_timed(endpoint, model, body) for _ in range(3))
-        assert seconds < 1, case
+        assert seconds < 5, case
         assert says in json.loads(answer)["error"], case
         assert "Traceback" not in answer and "File " not in answer and "\\n" not in answer, case
         deadline = time.monotonic() + 5

@@ -149,7 +149,7 @@ def test_a_killed_worker_ends_the_world(
     ranks[rank].kill()
     started = time.monotonic()
     process.communicate(timeout=20)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     assert process.returncode != 0
     assert psutil.wait_procs(ranks, timeout=2)[1] == []
 
@@ -165,7 +165,7 @@ def test_a_leader_that_mpirun_does_not_watch_is_missed(
     ranks[0].kill()
     started = time.monotonic()
     _, err = process.communicate(timeout=20)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 10
     assert process.returncode != 0
     assert "is gone" in err
 

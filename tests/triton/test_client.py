@@ -146,7 +146,7 @@ def test_nobody_listens() -> None:
     with StreamClient(nowhere) as client, pytest.raises(LaunchError, match=r"127\.0\.0\.1:1") as caught:
         list(client.generate(GenerateRequest("x", 1)))
     assert "shardyard serve" in caught.value.fix
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 20
     assert not is_ready(nowhere)
 
 

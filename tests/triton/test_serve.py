@@ -104,7 +104,7 @@ def test_a_model_that_hangs_at_its_end_is_killed(start: Start, nothing_left: Che
     with start(2, kind="hangs", stop_timeout_s=1.0) as server:
         processes = psutil.Process().children(recursive=True)
         began = time.monotonic()
-    assert 1.0 < time.monotonic() - began < 4.0
+    assert 1.0 < time.monotonic() - began < 10.0
     nothing_left(processes, server.supervisor.run.token)
 
 
@@ -123,8 +123,8 @@ def test_a_port_in_use(start: Start, field: str) -> None:
 def test_a_model_that_does_not_load(start: Start) -> None:
     began = time.monotonic()
     with pytest.raises(RankError) as caught:
-        start(2, kind="broken", start_timeout_s=20.0)
-    assert time.monotonic() - began < 10
+        start(2, kind="broken", start_timeout_s=60.0)
+    assert time.monotonic() - began < 40
     assert "rank 0 of 2 (tritonserver) could not load a model" in caught.value.what
     assert "ValueError: this model is broken on purpose" in caught.value.why
     assert "this model is broken on purpose" in caught.value.tail
@@ -143,7 +143,7 @@ def test_a_start_that_takes_too_long(start: Start, nothing_left: Check, monkeypa
     began = time.monotonic()
     with pytest.raises(LaunchError, match="not ready after 2 s") as caught:
         start(2, "hang", "0", start_timeout_s=2.0)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert "last lines of rank 1:" in caught.value.why
     assert "told to hang" in caught.value.why
     nothing_left(psutil.Process().children(), runs[0].token)

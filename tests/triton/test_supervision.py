@@ -37,7 +37,7 @@ def rank(server: Server, number: int) -> int:
 
 def wait(server: Server) -> None:
     """Wait for the end as a user does, but not for ever."""
-    assert server.supervisor.ended.wait(5)
+    assert server.supervisor.ended.wait(15)
     server.wait()
 
 
