@@ -114,6 +114,8 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
 #: Settings under ``serve`` that end in the repository.
 _SETTINGS = (
     "max_queue_size",
+    "max_prompt_bytes",
+    "max_words",
     "preprocessing_instances",
     "bls_instances",
     "exclude_input_in_output",
@@ -167,12 +169,16 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "vocab_size": str(facts.vocab_size),
             "end_ids": json.dumps(facts.special.end_ids),
             "pad_id": str(facts.special.pad_id),
+            "max_prompt_bytes": str(serve.max_prompt_bytes),
+            "max_words": str(serve.max_words),
             "request_inputs": json.dumps([tensor.name for tensor in MODELS["ensemble"].inputs]),
         },
         "tensorrt_llm": {
             "gpt_model_path": facts.engine_path,
             "tokenizer_dir": TOKENIZER,
             "max_queue_size": str(serve.max_queue_size),
+            # The ends of an answer come as stop words too.
+            "max_words": str(serve.max_words + len(facts.special.end_ids)),
             "exclude_input_in_output": _flag(serve.exclude_input_in_output),
             "enable_kv_cache_reuse": _flag(serve.enable_kv_cache_reuse),
             "batch_scheduler_policy": serve.batch_scheduler_policy,

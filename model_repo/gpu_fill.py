@@ -109,5 +109,7 @@ def _preprocessing(pipeline: Pipeline, engine: GpuEngine, special: SpecialIds, i
         "vocab_size": "0",
         "end_ids": json.dumps(special.end_ids),
         "pad_id": str(special.pad_id),
+        "max_prompt_bytes": str(pipeline.serve.max_prompt_bytes),
+        "max_words": str(pipeline.serve.max_words),
         "request_inputs": json.dumps(inputs),
     }

@@ -21,6 +21,12 @@ class ServeSpec(Section):
     grpc_port: Annotated[Port, Field(description="0 takes a free port")] = 8001
     metrics_port: Annotated[Port, Field(description="0 takes a free port")] = 8002
     max_queue_size: Annotated[int, Field(ge=0, description="requests that may wait; 0: no limit")] = 128
+    max_prompt_bytes: Annotated[
+        Positive, Field(description="most bytes of a prompt, and of each list of words: what is tokenized at most")
+    ] = 1 << 20
+    max_words: Annotated[
+        Positive, Field(description="most stop words of a request; as many bad words, and words with a bias")
+    ] = 256
     preprocessing_instances: Annotated[Positive, Field(description="processes that tokenize")] = 1
     postprocessing_instances: Annotated[Positive, Field(description="processes that turn tokens into text")] = 1
     bls_instances: Annotated[Positive, Field(description="processes of tensorrt_llm_bls and of ensemble_unary")] = 1

@@ -13,6 +13,7 @@ from shardyard.model_repo.models.adapter_tensors import adapter_of
 from shardyard.model_repo.models.arrays import Tensors, flag, integer, number, row, text
 from shardyard.model_repo.models.bias_words import NO_BIAS
 from shardyard.model_repo.models.lengths import check_lengths
+from shardyard.model_repo.models.text_limits import TextLimits, check_count
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.word_lists import unpack_words
 from shardyard.model_repo.unsupported import refuse_unsupported
@@ -26,10 +27,11 @@ GUIDES: tuple[GuideKind, ...] = get_args(GuideKind)
 
 @dataclass(frozen=True)
 class Limits:
-    """What the engine can take: tokens of prompt and answer together, entries of the vocabulary."""
+    """What the engine can take: tokens of prompt and answer together, entries of the vocabulary, words of a list."""
 
     max_seq_len: int
     vocab_size: int
+    max_words: int = TextLimits.words
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,7 @@ def _end_id(tensors: Tensors, limits: Limits) -> int:
 def _words(tensors: Tensors, name: str, limits: Limits) -> tuple[tuple[int, ...], ...]:
     table = tensors.get(name)
     words = () if table is None else unpack_words(table)
+    check_count(name, len(words), limits.max_words)
     for word in words:
         _check_ids(name, word, limits)
     return words

@@ -8,6 +8,7 @@ from typing import Any
 
 from shardyard.heartbeat import Heartbeat
 from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
+from shardyard.model_repo.models.text_limits import TextLimits
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.triton_io import Settings, error_response, read_tensors, response
 
@@ -30,6 +31,7 @@ class TritonPythonModel:
             max_prompt=int(settings.parameter("max_prompt")),
             vocab_size=int(settings.parameter("vocab_size")),
             add_special_tokens=settings.flag("add_special_tokens"),
+            limits=TextLimits(int(settings.parameter("max_prompt_bytes")), int(settings.parameter("max_words"))),
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

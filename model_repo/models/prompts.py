@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from shardyard.errors import RequestError
 from shardyard.model_repo.models.arrays import Tensors, integer, text, texts
 from shardyard.model_repo.models.bias_words import bias_of_words
 from shardyard.model_repo.models.lengths import check_lengths
+from shardyard.model_repo.models.text_limits import TextLimits
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.word_lists import pack_words
@@ -40,6 +41,7 @@ class Preprocessor:
     max_prompt: int
     vocab_size: int
     add_special_tokens: bool = True
+    limits: TextLimits = field(default_factory=TextLimits)
 
     def __call__(self, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Return the output tensors, each with a batch dimension of 1.
@@ -48,6 +50,7 @@ class Preprocessor:
             RequestError: the prompt or the length of the answer is not possible.
         """
         refuse_unsupported(tensors)
+        self.limits.check(tensors)
         self._check_bias(tensors)
         prompt = self._prompt(tensors)
         if "REQUEST_OUTPUT_LEN" not in tensors:

@@ -53,7 +53,9 @@ class TritonPythonModel:
             batch_scheduler_policy=Policy(settings.parameter("batch_scheduler_policy")),
         )
         limits = self._executor.limits
-        self._limits = Limits(min(limits.max_seq_len, limits.kv_tokens), limits.vocab)
+        self._limits = Limits(
+            min(limits.max_seq_len, limits.kv_tokens), limits.vocab, int(settings.parameter("max_words"))
+        )
         self._warm_up()
         self._streams = EngineStreams(self._executor, _fence)
         self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000

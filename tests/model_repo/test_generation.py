@@ -184,3 +184,15 @@ def test_beams_and_sequences_reach_the_engine(byte_level: Tokenizer) -> None:
     sampling = given.sampling
     assert (sampling.beam_width, sampling.length_penalty, sampling.early_stopping) == (3, 1.5, False)
     assert (sampling.beam_diversity, given.num_return_sequences, given.want_context_logits) == (0.25, 2, True)
+
+
+@pytest.mark.parametrize("name", ["stop_words_list", "bad_words_list"])
+def test_a_list_of_too_many_words(name: str) -> None:
+    limits = Limits(20, 100, max_words=3)
+    for count in (3, 4):
+        tensors = _tensors(**{name: [pack_words([[5]] * count)]})
+        if count == 3:
+            parse_generation(tensors, limits, Defaults())
+            continue
+        with pytest.raises(RequestError, match=f"{name} has 4 words"):
+            parse_generation(tensors, limits, Defaults())

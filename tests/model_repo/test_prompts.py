@@ -11,6 +11,7 @@ import pytest
 from shardyard.errors import RequestError
 from shardyard.model_repo.models.generation import Defaults, Limits, parse_generation
 from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
+from shardyard.model_repo.models.text_limits import TextLimits
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.word_lists import unpack_words
 from shardyard.model_repo.tensors import MODELS
@@ -186,3 +187,23 @@ def test_unknown_parameters(parameters: str, fix: str) -> None:
     with pytest.raises(RequestError, match="unknown parameter") as caught:
         check_parameters(parameters, KNOWN)
     assert caught.value.fix == fix
+
+
+def test_too_much_text_is_refused_before_it_is_tokenized(
+    preprocess: Preprocessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", lambda *args, **more: pytest.fail("it was tokenized"))
+    limited = replace(preprocess, limits=TextLimits(bytes=100, words=3))
+    words = {name: np.array([[b"a"] * 4], dtype=object) for name in ("STOP_WORDS_DICT", "BAD_WORDS_DICT")}
+    long = np.array([[b"a", b"b" * 100]], dtype=object)
+    for tensors, what, why in [
+        (_tensors("x" * 101), "text_input has 101 bytes", "max_prompt_bytes"),
+        (_tensors("é" * 51), "text_input has 102 bytes", "100"),
+        (_tensors("x", STOP_WORDS_DICT=words["STOP_WORDS_DICT"]), "stop_words has 4 words", "3 (serve.max_words)"),
+        (_tensors("x", BAD_WORDS_DICT=words["BAD_WORDS_DICT"]), "bad_words has 4 words", "3"),
+        (_tensors("x", STOP_WORDS_DICT=long), "stop_words has 101 bytes", "100"),
+    ]:
+        with pytest.raises(RequestError) as caught:
+            limited(tensors)
+        assert what in caught.value.what
+        assert why in caught.value.why
