@@ -27,6 +27,10 @@ class ServeSpec(Section):
     max_words: Annotated[
         Positive, Field(description="most stop words of a request; as many bad words, and words with a bias")
     ] = 256
+    request_log: Annotated[
+        Literal["none", "text", "json"],
+        Field(description="a line in rank0.log for each request: id, outcome, counts, times; no prompts, no answers"),
+    ] = "none"
     preprocessing_instances: Annotated[Positive, Field(description="processes that tokenize")] = 1
     postprocessing_instances: Annotated[Positive, Field(description="processes that turn tokens into text")] = 1
     bls_instances: Annotated[Positive, Field(description="processes of tensorrt_llm_bls and of ensemble_unary")] = 1

@@ -15,6 +15,7 @@ from shardyard.model_repo.models.client_share import Recipient, shares
 from shardyard.model_repo.models.engine_request import engine_request
 from shardyard.model_repo.models.engine_stream import EngineStream
 from shardyard.model_repo.models.generation import Generation
+from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.timings import Timings
 from shardyard.model_repo.models.tokenizer import Tokenizer
@@ -38,10 +39,11 @@ LOOK_AGAIN = 0.001
 class EngineStreams:
     """Submits requests and answers them on a thread of its own, so that the engine's thread never waits for Triton."""
 
-    def __init__(self, executor: Executor, fence: Callable[[], bool]) -> None:
+    def __init__(self, executor: Executor, fence: Callable[[], bool], log: RequestLog) -> None:
         """``fence``: return true when everything that went to ``postprocessing`` before has been seen there."""
         self._executor = executor
         self._fence = fence
+        self._log = log
         self._board = Board()
         self.timings = Timings()
         self._numbers = itertools.count(1)
@@ -132,6 +134,9 @@ class EngineStreams:
         """Take an output on the engine's thread. After an error the process may end: wait until it is out."""
         stream = group[output.index if len(group) > 1 else 0]
         self.timings.take(stream.course, output)
+        if output.finished:
+            prompt, made = len(stream.answer.generation.prompt), sum(each.course.tokens for each in group)
+            self._log.ended(stream.request_id, prompt, output, made)
         sent = threading.Event() if output.finish_reason == "error" else None
         self._outputs.put((stream, output, sent))
         if output.finish_reason == "cancelled":  # So are the other answers.

@@ -8,6 +8,7 @@ from typing import Any
 
 from shardyard.heartbeat import Heartbeat
 from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
+from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.text_limits import TextLimits
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.triton_io import Settings, error_response, read_tensors, response
@@ -22,6 +23,7 @@ class TritonPythonModel:
         """Load the tokenizer."""
         settings = Settings.read(args)
         Heartbeat(0, settings.name)
+        self._log = RequestLog(settings.parameter("request_log"))
         self._known = json.loads(settings.parameter("request_inputs"))
         self._preprocess = Preprocessor(
             tokenizer=Tokenizer.load(settings.path("tokenizer_dir")),
@@ -43,4 +45,5 @@ class TritonPythonModel:
             check_parameters(request.parameters(), self._known)
             return response(self._preprocess(read_tensors(request)))
         except Exception as error:
+            self._log.refused(request.request_id(), error)
             return error_response(error)

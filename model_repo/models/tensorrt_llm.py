@@ -23,6 +23,7 @@ from shardyard.model_repo.models.gauges import Gauges
 from shardyard.model_repo.models.generation import Defaults, Limits, parse_generation
 from shardyard.model_repo.models.prompts import check_parameters
 from shardyard.model_repo.models.published_timings import PublishedTimings
+from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.triton_io import Settings, read_tensors
 from shardyard.runtime.executor import Executor
@@ -57,7 +58,8 @@ class TritonPythonModel:
             min(limits.max_seq_len, limits.kv_tokens), limits.vocab, int(settings.parameter("max_words"))
         )
         self._warm_up()
-        self._streams = EngineStreams(self._executor, _fence)
+        self._log = RequestLog(settings.parameter("request_log"))
+        self._streams = EngineStreams(self._executor, _fence, self._log)
         self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000
         Heartbeat(0, settings.name, working_s=lambda: self._executor.working_s, drain=self._drain)
         self._gauges = Gauges(settings.name, settings.version)
@@ -73,6 +75,7 @@ class TritonPythonModel:
             try:
                 self._accept(request, client)
             except Exception as error:
+                self._log.refused(request.request_id(), error)
                 client.fail(error)
 
     def finalize(self) -> None:

@@ -45,7 +45,10 @@ def endpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
         "name": "server",
         "model": {"checkpoint": str(checkpoint)},
         "engine": {"dtype": "float32", "max_batch_size": BATCH, "max_seq_len": 32768, "max_num_tokens": 256},
-        "serve": {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "max_queue_size": QUEUE, "stop_timeout_s": 1.0},
+        "serve": {
+            **dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0),
+            **{"max_queue_size": QUEUE, "stop_timeout_s": 1.0, "request_log": "json"},
+        },
     }
     pipeline = parse_pipeline(raw)
     convert(pipeline, work / "checkpoint", console)
@@ -363,6 +366,24 @@ def test_a_client_that_goes_away_frees_its_sequence(endpoint: Endpoint, way: str
     _wait_for(endpoint, "active", lambda count: count == 0, 10)
     _wait_for(endpoint, "used", lambda blocks: blocks == 0, 10)
     assert _gauge(endpoint, "iteration_counter") - steps < ENDLESS
+
+
+def test_requests_are_logged_without_what_they_say(endpoint: Endpoint) -> None:
+    log = Path(endpoint.model_repo).parent / "logs" / "rank0.log"
+    _post(endpoint, "ensemble", {"id": "logged-1", "text_input": PROMPT, "max_tokens": 3, "end_id": -1})
+    _post(endpoint, "ensemble", {"id": "logged-2", "text_input": "", "max_tokens": 3})
+    deadline = time.monotonic() + 20
+    found: dict[str, Any] = {}
+    while found.keys() < {"logged-1", "logged-2"}:
+        assert time.monotonic() < deadline, found
+        lines = [line for line in log.read_text().splitlines() if '"event": "request"' in line]
+        found = {entry["id"]: entry for entry in map(json.loads, lines) if entry["id"].startswith("logged-")}
+    assert (found["logged-1"]["outcome"], found["logged-1"]["output_tokens"]) == ("length", 3)
+    assert (
+        0 <= found["logged-1"]["queue_ms"] <= found["logged-1"]["first_token_ms"] <= found["logged-1"]["last_token_ms"]
+    )
+    assert (found["logged-2"]["outcome"], found["logged-2"]["error"]) == ("refused", "RequestError")
+    assert PROMPT not in log.read_text()
 
 
 def test_stop_by_request_id(endpoint: Endpoint) -> None:
