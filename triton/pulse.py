@@ -13,7 +13,10 @@ from shardyard.endpoint import Endpoint
 from shardyard.heartbeat import PERIOD, Beat, read_beat, write_beat
 from shardyard.triton.health import is_live
 
-__all__ = ["Pulse", "Silence", "TritonPulse"]
+__all__ = ["LONGEST_LOOK", "TRITON", "Pulse", "Silence", "TritonPulse"]
+
+#: What tritonserver's own signs of life are called.
+TRITON = "tritonserver"
 
 #: The most that one look adds to a silence: when this process itself did not run, nobody else is to blame.
 LONGEST_LOOK = 2 * PERIOD
@@ -82,7 +85,7 @@ class TritonPulse:
         while not self._stopped.is_set():
             try:
                 if is_live(self._endpoint):
-                    write_beat(self._path, Beat(0, "tritonserver"))
+                    write_beat(self._path, Beat(0, TRITON))
             except (OSError, http.client.HTTPException):
                 return  # The run's folder is gone: the endpoint is ending.
             self._stopped.wait(PERIOD)

@@ -24,6 +24,7 @@ from shardyard.triton.crash_line import CrashLine
 from shardyard.triton.front.process import FRONT, NAME
 from shardyard.triton.hosts import Placement
 from shardyard.triton.post_mortem import Ended, explain, explain_far, explain_hang, mpirun_log
+from shardyard.triton.pulse import TRITON
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.readiness import Readiness
 from shardyard.triton.reports import FarEnd, Reports
@@ -35,7 +36,7 @@ from shardyard.triton.watch import Watch
 __all__ = ["Supervisor"]
 
 _MPIRUN = Ended(None, "mpirun")
-_TRITON = Ended(0, "tritonserver")
+_TRITON = Ended(0, TRITON)
 _FRONT = Ended(None, NAME)
 
 #: Seconds between two looks for ranks that have just started.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardyard.endpoint import Endpoint
-from shardyard.triton.pulse import Pulse, Silence, TritonPulse
+from shardyard.triton.pulse import LONGEST_LOOK, TRITON, Pulse, Silence, TritonPulse
 from shardyard.triton.readiness import Readiness
 
 __all__ = ["VitalSigns"]
@@ -30,7 +30,7 @@ class VitalSigns:
         longest = silences[0] if silences else None
         if not self._draining:
             self._readiness.set(longest is None or longest.seconds < LATE)
-        return longest if longest and longest.seconds >= self._hang_s else None
+        return _culprit(silences) if longest and longest.seconds >= self._hang_s else None
 
     def drain(self) -> None:
         """Make the endpoint not ready, for good."""
@@ -44,3 +44,13 @@ class VitalSigns:
     def stop(self) -> None:
         """Look no more."""
         self._triton.stop()
+
+
+def _culprit(silences: list[Silence]) -> Silence:
+    """Return who hangs, of silences with the longest first.
+
+    A model's process that tells Triton something waits for it with the interpreter held, and falls silent with it.
+    """
+    longest = silences[0]
+    together = [each for each in silences if each.seconds >= longest.seconds - LONGEST_LOOK]
+    return next((each for each in together if each.beat.name == TRITON), longest)
