@@ -43,6 +43,8 @@ def _figures(stats: Stats) -> dict[_Key, float]:
         },
         "nv_trt_llm_general_metrics": {
             "iteration_counter": stats.steps,
+            "prompt_tokens": stats.prompt_tokens,
+            "generated_tokens": stats.generated_tokens,
             "preempted": stats.preempted,
             "draft_tokens": stats.draft_tokens,
             "accepted_draft_tokens": stats.accepted_tokens,

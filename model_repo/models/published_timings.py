@@ -15,6 +15,7 @@ _TEXTS = {
     "shardyard_time_to_first_token_seconds": "From a request's arrival at the engine to its first token",
     "shardyard_inter_token_seconds": "Between tokens of one request",
     "shardyard_request_seconds": "From a request's arrival at the engine to its end",
+    "shardyard_queue_seconds": "From a request's arrival at the engine to its first step, of those that had one",
     "shardyard_output_tokens": "Tokens of an answer",
 }
 

@@ -30,9 +30,10 @@ class Timings:
             "shardyard_time_to_first_token_seconds": Histogram(SECONDS),
             "shardyard_inter_token_seconds": Histogram(SECONDS),
             "shardyard_request_seconds": Histogram(SECONDS),
+            "shardyard_queue_seconds": Histogram(SECONDS),
             "shardyard_output_tokens": Histogram(TOKENS),
         }
-        self._first, self._gap, self._whole, self._length = self.histograms.values()
+        self._first, self._gap, self._whole, self._queue, self._length = self.histograms.values()
         self._lock = threading.Lock()
         self._reasons: Counter[str] = Counter()
 
@@ -49,6 +50,9 @@ class Timings:
         if output.finished:
             self._whole.observe(now - course.arrived)
             self._length.observe(course.tokens)
+            figures = output.figures
+            if figures and figures.first_scheduled_ns:
+                self._queue.observe((figures.first_scheduled_ns - figures.arrival_ns) / 1e9)
             with self._lock:
                 self._reasons[output.finish_reason or "error"] += 1
 

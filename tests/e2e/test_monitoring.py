@@ -65,6 +65,7 @@ def test_histograms_count_what_was_asked(samples: dict[str, list[dict[str, str]]
     # The probe that the launch sent is among the requests.
     assert count["shardyard_time_to_first_token_seconds_count"] == 4
     assert count["shardyard_request_seconds_count"] == 4
+    assert count["shardyard_queue_seconds_count"] == 4
     assert count["shardyard_inter_token_seconds_count"] == 3 * 7
 
 
