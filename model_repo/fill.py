@@ -23,7 +23,7 @@ from shardyard.model_repo.tokenizer_files import check_tokenizer
 from shardyard.serve_spec import ServeSpec
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
-from shardyard.toolchain import describe
+from shardyard.toolchain import describe, package_version
 
 __all__ = ["check_target", "fill"]
 
@@ -117,6 +117,7 @@ _SETTINGS = (
     "max_prompt_bytes",
     "max_words",
     "request_log",
+    "otlp_endpoint",
     "preprocessing_instances",
     "bls_instances",
     "exclude_input_in_output",
@@ -173,6 +174,7 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "max_prompt_bytes": str(serve.max_prompt_bytes),
             "max_words": str(serve.max_words),
             "request_log": serve.request_log,
+            "otlp_endpoint": serve.otlp_endpoint or "",
             "request_inputs": json.dumps([tensor.name for tensor in MODELS["ensemble"].inputs]),
         },
         "tensorrt_llm": {
@@ -181,6 +183,7 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "max_queue_size": str(serve.max_queue_size),
             # The ends of an answer come as stop words too.
             "request_log": serve.request_log,
+            "otlp_endpoint": serve.otlp_endpoint or "",
             "max_words": str(serve.max_words + len(facts.special.end_ids)),
             "exclude_input_in_output": _flag(serve.exclude_input_in_output),
             "enable_kv_cache_reuse": _flag(serve.enable_kv_cache_reuse),
@@ -198,6 +201,12 @@ def _flag(value: bool) -> str:
 
 
 def _check(serve: ServeSpec) -> None:
+    if serve.otlp_endpoint and package_version("opentelemetry-exporter-otlp-proto-http") is None:
+        raise PipelineError(
+            f"serve.otlp_endpoint={serve.otlp_endpoint} cannot be used here",
+            why="what sends spans to OpenTelemetry is not installed",
+            fix="pip install 'shardyard[otel]', or leave serve.otlp_endpoint out",
+        )
     if serve.postprocessing_instances > 1:
         raise PipelineError(
             f"serve.postprocessing_instances={serve.postprocessing_instances} cannot work",

@@ -1,11 +1,14 @@
-"""Names of request parameters by which the gRPC front and the engine speak of a client's call."""
+"""Names of request parameters that are not a model's inputs: they come from the gRPC front or from headers."""
 
 from __future__ import annotations
 
-__all__ = ["CALL", "ENDED"]
+__all__ = ["CALL", "ENDED", "TRACE"]
 
 #: On each request: the call that it came with. The front makes it up; no client knows another's.
 CALL = "shardyard_call"
 
 #: On a ``stop`` of the front's: the call whose requests are to end, those that have not come yet included.
 ENDED = "shardyard_ended"
+
+#: Where the client is in a trace, as the header of that name says it.
+TRACE = "traceparent"

@@ -31,6 +31,12 @@ class ServeSpec(Section):
         Literal["none", "text", "json"],
         Field(description="a line in rank0.log for each request: id, outcome, counts, times; no prompts, no answers"),
     ] = "none"
+    otlp_endpoint: Annotated[
+        str | None,
+        Field(
+            description="OpenTelemetry collector that takes spans of requests, e.g. http://localhost:4318 (OTLP/HTTP)"
+        ),
+    ] = None
     preprocessing_instances: Annotated[Positive, Field(description="processes that tokenize")] = 1
     postprocessing_instances: Annotated[Positive, Field(description="processes that turn tokens into text")] = 1
     bls_instances: Annotated[Positive, Field(description="processes of tensorrt_llm_bls and of ensemble_unary")] = 1

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from shardyard.calls import TRACE
 from shardyard.heartbeat import LONGEST_WORK_VARIABLE
 from shardyard.mpi import mpirun_command
 from shardyard.report import REPORT_TO
@@ -114,7 +115,12 @@ class Launch:
             "allow-gpu-metrics": "false",
             "allow-cpu-metrics": "false",
             "pinned-memory-pool-byte-size": 0,
+            **({f"{way}-header-forward-pattern": f"(?i){TRACE}" for way in ("http", "grpc")} if self._traced else {}),
         }
+
+    @property
+    def _traced(self) -> bool:
+        return self.spec.otlp_endpoint is not None
 
     def _backend(self) -> dict[str, object]:
         return {

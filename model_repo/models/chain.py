@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from shardyard.calls import CALL
+from shardyard.calls import CALL, TRACE
 from shardyard.errors import RequestError
 from shardyard.model_repo.ensemble import STEPS, Step
 from shardyard.model_repo.models.answer import Arrays
@@ -63,13 +63,14 @@ class Chain:
             ChainError: one of the models refused the request or failed.
         """
         preprocessing, engine, postprocessing = self.steps
-        pool = {**tensors, **_call(preprocessing, tensors)}
+        parameters = {name: value for name, value in ((CALL, client.call), (TRACE, client.trace)) if value}
+        pool = {**tensors, **_call(preprocessing, tensors, parameters)}
         pool["_FOLLOWER"] = np.array([[Follower.MODEL]], dtype=np.int32)
         inner = str(uuid.uuid4())
         with self._lock:
             self._clients[inner] = client
         try:
-            for made in self.numbered(tensors, _stream(engine, pool, inner, client.call)):
+            for made in self.numbered(tensors, _stream(engine, pool, inner, parameters)):
                 side = {name: array for name, array in made.items() if name in _SIDE}
                 yield {**_call(postprocessing, made), **side}
         finally:
@@ -106,17 +107,17 @@ def _stop(engine: Step, request_id: str) -> None:
         pass
 
 
-def _call(step: Step, pool: Arrays) -> Arrays:
-    return _outputs(step, _request(step, pool, "").exec())
+def _call(step: Step, pool: Arrays, parameters: Mapping[str, str] | None = None) -> Arrays:
+    return _outputs(step, _request(step, pool, "", parameters or {}).exec())
 
 
-def _stream(step: Step, pool: Arrays, request_id: str, call: str) -> Iterator[Arrays]:
-    for answer in _request(step, pool, request_id, call).exec(decoupled=True):
+def _stream(step: Step, pool: Arrays, request_id: str, parameters: Mapping[str, str]) -> Iterator[Arrays]:
+    for answer in _request(step, pool, request_id, parameters).exec(decoupled=True):
         if outputs := _outputs(step, answer):
             yield outputs
 
 
-def _request(step: Step, pool: Arrays, request_id: str, call: str = "") -> Any:
+def _request(step: Step, pool: Arrays, request_id: str, parameters: Mapping[str, str]) -> Any:
     inputs = [pb_utils.Tensor(name, pool[pooled]) for name, pooled in step.inputs.items() if pooled in pool]
     wanted = [*step.outputs, _FAILURE] if step in STEPS[1:2] else list(step.outputs)
     return pb_utils.InferenceRequest(
@@ -124,7 +125,7 @@ def _request(step: Step, pool: Arrays, request_id: str, call: str = "") -> Any:
         request_id=request_id,
         requested_output_names=wanted,
         inputs=inputs,
-        parameters={CALL: call} if call else {},
+        parameters=dict(parameters),
     )
 
 

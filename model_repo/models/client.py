@@ -8,7 +8,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from shardyard.calls import CALL, ENDED
+from shardyard.calls import CALL, ENDED, TRACE
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.triton_io import error_response, response
 
@@ -20,7 +20,7 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 class Client:
     """A response sender that threads may share. ``call``: the call that the request came with, by the gRPC front.
 
-    ``ended_call``: the one whose client the front says is gone.
+    ``ended_call``: the one whose client the front says is gone. ``trace``: where the client is in a trace.
 
     Triton frees what a sender stands for with the last response, and to ask it whether the client is there after that,
     or during that, crashes the server. So both take turns, and nothing happens after the last response.
@@ -28,9 +28,10 @@ class Client:
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
-        parameters = json.loads(request.parameters() or "{}")
+        parameters = {name.lower(): value for name, value in json.loads(request.parameters() or "{}").items()}
         self.call: str = parameters.get(CALL, "")
         self.ended_call: str = parameters.get(ENDED, "")
+        self.trace: str = parameters.get(TRACE, "")
         self._lock = threading.Lock()
         self._done = False
 

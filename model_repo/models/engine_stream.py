@@ -28,8 +28,8 @@ LONGEST_WAIT = 10.0
 class EngineStream:
     """``engine_id``: the engine's number. ``hurry``: wait for nothing more. ``silent``: questions without an answer.
 
-    ``failure``: why the answer cannot go on, sent in place of the rest. ``group``: the streams of the request, this
-    one among them; several where each of its answers is streamed.
+    ``call`` and ``trace``: as ``Client`` has them. ``failure``: why the answer cannot go on, sent in place of the rest.
+    ``group``: the streams of the request, this one among them; several where each of its answers is streamed.
     """
 
     answer: Answer | AnswerRows
@@ -37,6 +37,7 @@ class EngineStream:
     request_id: str
     board: Board
     call: str = ""
+    trace: str = ""
     engine_id: int = 0
     hurry: bool = False
     silent: int = 0

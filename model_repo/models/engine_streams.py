@@ -19,6 +19,7 @@ from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.timings import Timings
 from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.model_repo.models.tracing import Tracing
 from shardyard.runtime.beams.checking import check_beams
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output
@@ -39,11 +40,11 @@ LOOK_AGAIN = 0.001
 class EngineStreams:
     """Submits requests and answers them on a thread of its own, so that the engine's thread never waits for Triton."""
 
-    def __init__(self, executor: Executor, fence: Callable[[], bool], log: RequestLog) -> None:
+    def __init__(self, executor: Executor, fence: Callable[[], bool], log: RequestLog, tracing: Tracing) -> None:
         """``fence``: return true when everything that went to ``postprocessing`` before has been seen there."""
         self._executor = executor
         self._fence = fence
-        self._log = log
+        self._log, self._tracing = log, tracing
         self._board = Board()
         self.timings = Timings()
         self._numbers = itertools.count(1)
@@ -57,9 +58,15 @@ class EngineStreams:
         threading.Thread(target=self._respond, name="shardyard-responder", daemon=True).start()
 
     def submit(
-        self, generation: Generation, tokenizer: Tokenizer, client: Recipient, request_id: str, call: str = ""
+        self,
+        generation: Generation,
+        tokenizer: Tokenizer,
+        client: Recipient,
+        request_id: str,
+        call: str = "",
+        trace: str = "",
     ) -> None:
-        """Hand a request to the engine; ``call``: what the gRPC front calls the call that it came with.
+        """Hand a request to the engine; ``call`` and ``trace``: as ``Client`` has them.
 
         Raises:
             RequestError: the engine refuses it.
@@ -74,7 +81,7 @@ class EngineStreams:
             answers = make_answers(generation, tokenizer, channel, lambda: next(self._numbers))
             recipients = shares(client, len(answers))
             group = [
-                EngineStream(answer, recipient, request_id, self._board, call)
+                EngineStream(answer, recipient, request_id, self._board, call, trace)
                 for answer, recipient in zip(answers, recipients, strict=True)
             ]
             for stream in group:
@@ -137,6 +144,10 @@ class EngineStreams:
         if output.finished:
             prompt, made = len(stream.answer.generation.prompt), sum(each.course.tokens for each in group)
             self._log.ended(stream.request_id, prompt, output, made)
+            if output.figures:
+                counts = {"prompt_tokens": prompt, "output_tokens": made}
+                outcome = output.finish_reason or "error"
+                self._tracing.answer(stream.trace, output.figures, id=stream.request_id, outcome=outcome, **counts)
         sent = threading.Event() if output.finish_reason == "error" else None
         self._outputs.put((stream, output, sent))
         if output.finish_reason == "cancelled":  # So are the other answers.

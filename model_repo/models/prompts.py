@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardyard.calls import CALL, ENDED
+from shardyard.calls import CALL, ENDED, TRACE
 from shardyard.errors import RequestError
 from shardyard.model_repo.models.arrays import Tensors, integer, text, texts
 from shardyard.model_repo.models.bias_words import bias_of_words
@@ -25,7 +25,7 @@ from shardyard.model_repo.unsupported import refuse_unsupported
 __all__ = ["Preprocessor", "check_parameters"]
 
 #: Request parameters that are Triton's own: generate's "id" comes as one too.
-_TRITONS = frozenset({"id", CALL, ENDED})
+_TRITONS = frozenset({"id", CALL, ENDED, TRACE})
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def check_parameters(parameters: str, known: Collection[str]) -> None:
     """
     given: Mapping[str, object] = json.loads(parameters or "{}")
     for name in given:
-        if name in _TRITONS:
+        if name.lower() in _TRITONS:
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         fix = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(known))}"

@@ -25,6 +25,7 @@ from shardyard.model_repo.models.prompts import check_parameters
 from shardyard.model_repo.models.published_timings import PublishedTimings
 from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.model_repo.models.tracing import Tracing
 from shardyard.model_repo.models.triton_io import Settings, read_tensors
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output, Request
@@ -58,8 +59,9 @@ class TritonPythonModel:
             min(limits.max_seq_len, limits.kv_tokens), limits.vocab, int(settings.parameter("max_words"))
         )
         self._warm_up()
+        self._tracing = Tracing.start(settings.parameter("otlp_endpoint"), settings.name)
         self._log = RequestLog(settings.parameter("request_log"))
-        self._streams = EngineStreams(self._executor, _fence, self._log)
+        self._streams = EngineStreams(self._executor, _fence, self._log, self._tracing)
         self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000
         Heartbeat(0, settings.name, working_s=lambda: self._executor.working_s, drain=self._drain)
         self._gauges = Gauges(settings.name, settings.version)
@@ -83,6 +85,7 @@ class TritonPythonModel:
         self._stopping.set()
         self._watch.join()
         self._executor.shutdown()
+        self._tracing.stop()
 
     def _drain(self, now: bool) -> int:
         """Return the open requests; with ``now``, take no more."""
@@ -106,7 +109,7 @@ class TritonPythonModel:
             check_parameters(request.parameters(), self._known)
         if generation.lora_id is not None and generation.lora is not None:
             self._executor.add_adapter(generation.lora_id, *generation.lora)
-        self._streams.submit(generation, self._tokenizer, client, request.request_id(), client.call)
+        self._streams.submit(generation, self._tokenizer, client, request.request_id(), client.call, client.trace)
 
     def _warm_up(self) -> None:
         done = threading.Event()

@@ -20,6 +20,7 @@ from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.text_state import NO_LIMIT, TextState
 from shardyard.model_repo.models.text_streams import TextStreams
 from shardyard.model_repo.models.tokenizer import Tokenizer
+from shardyard.model_repo.models.tracing import Tracing
 from shardyard.runtime.request import Limits as EngineLimits
 from shardyard.runtime.request import Output
 
@@ -77,7 +78,7 @@ def test_too_many_answers_are_refused_before_any_is_made(
     made: list[Generation] = []
     monkeypatch.setattr(engine_streams, "make_answers", lambda generation, *rest: made.append(generation) or [])
     executor = Mock(limits=EngineLimits(vocab=1000, max_seq_len=100, kv_tokens=100, max_beam_width=4, max_answers=8))
-    streams = engine_streams.EngineStreams(executor, lambda: True, RequestLog("none"))
+    streams = engine_streams.EngineStreams(executor, lambda: True, RequestLog("none"), Tracing())
     with pytest.raises(RequestError, match=rf"{name}={2**31 - 1} is out of range"):
         streams.submit(_generation(**{name: 2**31 - 1}), byte_level, Mock(), "")
     assert not made

@@ -171,3 +171,11 @@ def test_an_engine_without_limits(checkpoint: Path, tmp_path: Path, content: dic
 def test_more_than_one_postprocessing(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="postprocessing_instances=2"):
         _fill(checkpoint, tmp_path, postprocessing_instances=2)
+
+
+def test_a_collector_needs_what_sends_to_it(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fill(checkpoint, tmp_path, otlp_endpoint="http://localhost:4318")
+    monkeypatch.setattr("shardyard.model_repo.fill.package_version", lambda name: None)
+    with pytest.raises(PipelineError, match="otlp_endpoint") as caught:
+        _fill(checkpoint, tmp_path, otlp_endpoint="http://localhost:4318")
+    assert "shardyard[otel]" in caught.value.fix
