@@ -51,6 +51,10 @@ class EngineSpec(Section):
         Positive | None,
         Field(description="beams of a request at most; default: max_batch_size on the CPU engine, 1 for GPU targets"),
     ] = None
+    balance_stages: Annotated[
+        bool,
+        Field(description="CPU engine: give pipeline stages as many layers as make the slowest fastest, head included"),
+    ] = True
     threads: Annotated[Positive | None, Field(description="threads per rank; default: cores / ranks")] = None
     lora: LoraSpec = LoraSpec()
     speculative: Annotated[

@@ -73,6 +73,8 @@ class TritonPulse:
     def __init__(self, endpoint: Endpoint, folder: Path) -> None:
         self._endpoint, self._path = endpoint, folder / "tritonserver.json"
         self._stopped = threading.Event()
+        # It has just answered. One that never answers again must not go unseen.
+        write_beat(self._path, Beat(0, TRITON))
         self._thread = threading.Thread(target=self._ask, name="shardyard-triton-pulse", daemon=True)
         self._thread.start()
 

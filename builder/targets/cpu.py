@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shardyard.builder.dtypes import BY_NAME, Array, cast
-from shardyard.builder.quantization.rank_file import GROUPED_BITS, RankFile
+from shardyard.builder.layout.ranks import stage_layers
+from shardyard.builder.quantization.rank_file import GROUPED_BITS
 from shardyard.builder.targets.cpu_network import describe_network, length_problem, network_problem
 from shardyard.builder.targets.cpu_packing import pack_arrays
 from shardyard.builder.targets.cpu_weights import MadeArray, int4_arrays, int8_arrays, kept_arrays
+from shardyard.builder.targets.stage_file import RankTensors, open_stage
 from shardyard.errors import CheckpointError
 from shardyard.runtime.engine_file import ArrayInfo, aligned_order, write_arrays
 from shardyard.runtime.names import EMBEDDING, HEAD, POSITIONS
@@ -50,24 +52,36 @@ def lazy_rank_arrays(
     Raises:
         CheckpointError: as ``rank_arrays``.
     """
-    config, file = _open(checkpoint, rank)
-    spec = _describe(config, rank, file, weights)
+    config = read_config(checkpoint)
+    layers = _placed(config)
+    file = open_stage(checkpoint, rank, config, layers, layers)
+    spec = _describe(config, rank, file, layers, weights)
     return spec, {made.info.name: made.make for made in _plan(config, spec, file)}
 
 
 def write_rank_engine(
-    checkpoint: Path, rank: int, path: Path, *, weights: WeightType, max_positions: int, packed: bool = False
+    checkpoint: Path,
+    rank: int,
+    path: Path,
+    *,
+    weights: WeightType,
+    max_positions: int,
+    packed: bool = False,
+    stages: Sequence[range] | None = None,
 ) -> None:
     """Write the engine file of one rank, one array at a time; ``max_positions`` is the longest sequence, in tokens.
 
-    ``packed``: matrices are in the form that the engine's own products take, where they have one.
+    ``stages``: each stage's layers; None: as the rank files have them. ``packed``: matrices are in the form that the
+    engine's own products take, where they have one.
 
     Raises:
         CheckpointError: the checkpoint's config.json or rank file is missing, broken or not supported.
         OSError: the disk is full or the folder cannot be written.
     """
-    config, file = _open(checkpoint, rank)
-    spec = _describe(config, rank, file, weights, max_positions)
+    config = read_config(checkpoint)
+    layers = stages or _placed(config)
+    file = open_stage(checkpoint, rank, config, _placed(config), layers)
+    spec = _describe(config, rank, file, layers, weights, max_positions)
     arrays = _plan(config, spec, file)
     plan = {made.info.name: made for made in (pack_arrays(arrays, spec) if packed else arrays)}
     infos = aligned_order(made.info for made in plan.values())
@@ -95,17 +109,22 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return config
 
 
-def _open(checkpoint: Path, rank: int) -> tuple[dict[str, Any], RankFile]:
-    config = read_config(checkpoint)
-    return config, RankFile(checkpoint / f"rank{rank}.safetensors", config)
+def _placed(config: Mapping[str, Any]) -> list[range]:
+    return stage_layers(config["num_hidden_layers"], config["mapping"]["pp_size"])
 
 
 def _describe(
-    config: Mapping[str, Any], rank: int, file: RankFile, weights: WeightType, max_positions: int | None = None
+    config: Mapping[str, Any],
+    rank: int,
+    file: RankTensors,
+    stages: Sequence[range],
+    weights: WeightType,
+    max_positions: int | None = None,
 ) -> NetworkSpec:
     shapes = {name: entry.shape for name, entry in file.entries.items()}
     tied = bool(config.get("tie_word_embeddings")) and config["mapping"]["pp_size"] == 1 and _same_rows(file)
-    spec = describe_network(config, rank, shapes, tied=tied, weights=weights, max_positions=max_positions)
+    layers = stages[rank // config["mapping"]["tp_size"]]
+    spec = describe_network(config, rank, shapes, layers, tied=tied, weights=weights, max_positions=max_positions)
     problem = length_problem(config, spec)
     if problem:
         raise CheckpointError(
@@ -116,13 +135,13 @@ def _describe(
     return spec
 
 
-def _same_rows(file: RankFile) -> bool:
+def _same_rows(file: RankTensors) -> bool:
     """Whether embedding and head are equal in this file, so that one of them is enough."""
     embedding, head = file.array(EMBEDDING), file.array(HEAD)
     return embedding.shape == head.shape and np.array_equal(embedding.view(np.uint8), head.view(np.uint8))
 
 
-def _plan(config: Mapping[str, Any], spec: NetworkSpec, file: RankFile) -> Iterator[MadeArray]:
+def _plan(config: Mapping[str, Any], spec: NetworkSpec, file: RankTensors) -> Iterator[MadeArray]:
     """Yield every array of the rank's engine."""
     tied = config.get("tie_word_embeddings")
     for name, entry in file.entries.items():
@@ -140,8 +159,8 @@ def _plan(config: Mapping[str, Any], spec: NetworkSpec, file: RankFile) -> Itera
             yield from _MAKERS["int8" if name in (EMBEDDING, HEAD) else spec.weights](file, name)
 
 
-_MAKERS: dict[str, Callable[[RankFile, str], Iterator[MadeArray]]] = {"int8": int8_arrays, "int4": int4_arrays}
+_MAKERS: dict[str, Callable[[RankTensors, str], Iterator[MadeArray]]] = {"int8": int8_arrays, "int4": int4_arrays}
 
 
-def _cast(file: RankFile, name: str, dtype: np.dtype[Any]) -> Iterator[MadeArray]:
+def _cast(file: RankTensors, name: str, dtype: np.dtype[Any]) -> Iterator[MadeArray]:
     yield MadeArray(ArrayInfo(name, dtype, file.entries[name].shape), lambda: cast(file.array(name), dtype))

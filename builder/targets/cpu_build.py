@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import cast
 
 from shardyard.artifacts import Draft
-from shardyard.builder.layout.ranks import file_count
+from shardyard.builder.layout.ranks import file_count, stage_layers
 from shardyard.builder.quantization.rank_file import kept_algo
 from shardyard.builder.targets.converted import check_degrees
 from shardyard.builder.targets.cpu import read_config
 from shardyard.builder.targets.cpu_draft import check_vocabulary, convert_draft, draft_pipeline
 from shardyard.builder.targets.cpu_packing import choose_matmul
 from shardyard.builder.targets.cpu_plan import EnginePlan
+from shardyard.builder.targets.stages import balanced_stages
 from shardyard.console import Console
 from shardyard.errors import PipelineError
 from shardyard.manifest import read_manifest
@@ -54,6 +55,8 @@ def build_cpu(pipeline: Pipeline, checkpoint: Path, out: Path, console: Console)
 
     def work(result: Draft) -> None:
         console.stage(STAGE, f"weights: {plan.target.weights_from}")
+        if len(plan.stages) > 1:
+            console.stage(STAGE, f"layers of the stages: {', '.join(str(len(layers)) for layers in plan.stages)}")
         with console.progress(STAGE, sum(each.ranks for each in plans.values()), "ranks") as advance:
             for name, each in plans.items():
                 each.write(result.folder / name, advance)
@@ -69,7 +72,10 @@ def _plan(pipeline: Pipeline, checkpoint: Path) -> EnginePlan:
     # A beam takes blocks and a place in the batch when it comes into being, nothing before.
     limits["max_beam_width"] = pipeline.engine.max_beam_width or pipeline.engine.max_batch_size
     target = cpu_target(pipeline, config["dtype"], kept_algo(config))
-    return EnginePlan(checkpoint, file_count(pipeline.parallel), config, limits, target)
+    layers, pp = config["num_hidden_layers"], config["mapping"]["pp_size"]
+    balanced = pp > 1 and pipeline.engine.balance_stages
+    stages = balanced_stages(checkpoint, config) if balanced else stage_layers(layers, pp)
+    return EnginePlan(checkpoint, file_count(pipeline.parallel), config, limits, target, stages)
 
 
 def cpu_target(pipeline: Pipeline, dtype: str, kept: str | None = None) -> CpuTarget:

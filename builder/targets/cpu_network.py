@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shardyard.builder.layout.ranks import stage_layers
 from shardyard.runtime.network import (
     Activation,
     AttentionSpec,
@@ -107,9 +106,16 @@ def network_problem(config: Config) -> str | None:
 
 
 def describe_network(
-    config: Config, rank: int, shapes: Shapes, *, tied: bool, weights: WeightType, max_positions: int | None
+    config: Config,
+    rank: int,
+    shapes: Shapes,
+    layers: range,
+    *,
+    tied: bool,
+    weights: WeightType,
+    max_positions: int | None,
 ) -> NetworkSpec:
-    """Return the network of rank ``rank``, whose file holds tensors of ``shapes``.
+    """Return the network of rank ``rank``, which holds tensors of ``shapes`` and computes ``layers``.
 
     ``tied``: embedding and head are one array in the engine. ``max_positions``: the longest sequence, in tokens; None:
     what the model was trained for.
@@ -118,7 +124,7 @@ def describe_network(
     tp, pp = mapping["tp_size"], mapping["pp_size"]
     stage, tp_rank = divmod(rank, tp)
     return NetworkSpec(
-        layers=_layers(config, stage, shapes),
+        layers=_layers(config, layers, shapes),
         hidden=config["hidden_size"],
         block=family.block(config),
         norm=family.norm,
@@ -151,14 +157,14 @@ def length_problem(config: Config, spec: NetworkSpec) -> str | None:
     return rope_problem(rope, spec.max_positions) if rope else None
 
 
-def _layers(config: Config, stage: int, shapes: Shapes) -> tuple[LayerSpec, ...]:
+def _layers(config: Config, layers: range, shapes: Shapes) -> tuple[LayerSpec, ...]:
     kinds = config.get("layer_types")
     return tuple(
         LayerSpec(
             "experts" if f"transformer.layers.{index}.mlp.router.weight" in shapes else "mlp",
             config["sliding_window"] if kinds and kinds[layer] == "sliding_attention" else 0,
         )
-        for index, layer in enumerate(stage_layers(config["num_hidden_layers"], config["mapping"]["pp_size"])[stage])
+        for index, layer in enumerate(layers)
     )
 
 

@@ -21,19 +21,24 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class EnginePlan:
-    """The engine of the ``ranks`` rank files in ``checkpoint``, whose config.json is ``config``."""
+    """The engine of the ``ranks`` rank files in ``checkpoint``, whose config.json is ``config``.
+
+    ``stages``: each pipeline stage's layers.
+    """
 
     checkpoint: Path
     ranks: int
     config: dict[str, Any]
     limits: dict[str, int]
     target: CpuTarget
+    stages: list[range]
 
     @property
     def settings(self) -> dict[str, Any]:
         """What the engine's files depend on beside the rank files and the tool chain."""
         target = asdict(self.target)
-        return {"target": "cpu", **self.limits} | {name: target[name] for name in _SETTINGS}
+        known = {"target": "cpu", **self.limits} | {name: target[name] for name in _SETTINGS}
+        return known | {"stages": [len(layers) for layers in self.stages]}
 
     def write(self, folder: Path, advance: Callable[[int, str], None]) -> None:
         """Write the engine into a folder of an artifact; ``advance`` is told of each rank.
@@ -52,6 +57,7 @@ class EnginePlan:
                 weights=self.target.weights,
                 max_positions=self.limits["max_seq_len"],
                 packed=self.target.matmul != "plugin",
+                stages=self.stages,
             )
             advance(1, path.name)
         text = engine_json(self.config, self.limits, self.target)

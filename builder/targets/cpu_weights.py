@@ -19,7 +19,7 @@ from shardyard.builder.dtypes import Array
 from shardyard.builder.quantization.grouped import GroupedWeight
 from shardyard.builder.quantization.int4 import group_size, quantize_int4
 from shardyard.builder.quantization.nibbles import pack_nibbles
-from shardyard.builder.quantization.rank_file import RankFile
+from shardyard.builder.targets.stage_file import RankTensors
 from shardyard.runtime.engine_file import ArrayInfo
 from shardyard.runtime.names import group_scale_name, scale_name, zero_name
 
@@ -40,7 +40,7 @@ class MadeArray:
     make: Callable[[], Array]
 
 
-def int8_arrays(file: RankFile, name: str) -> Iterator[MadeArray]:
+def int8_arrays(file: RankTensors, name: str) -> Iterator[MadeArray]:
     """Yield a matrix [out, in], or experts' [experts, out, in], as int8 per output channel."""
     shape = file.entries[name].shape
     # Experts are quantized as one long matrix: scales belong to rows, whosever they are.
@@ -50,7 +50,7 @@ def int8_arrays(file: RankFile, name: str) -> Iterator[MadeArray]:
     yield MadeArray(ArrayInfo(scale_name(name), FLOAT32, scales), lambda: weight.scales().reshape(scales))
 
 
-def int4_arrays(file: RankFile, name: str) -> Iterator[MadeArray]:
+def int4_arrays(file: RankTensors, name: str) -> Iterator[MadeArray]:
     """Yield a matrix as int4 in groups, by search (``quantization.int4``); int8 where its columns are odd in number."""
     shape = file.entries[name].shape
     group = group_size(shape[-1])
@@ -66,7 +66,7 @@ def int4_arrays(file: RankFile, name: str) -> Iterator[MadeArray]:
     yield from _grouped(name, packed, scales, UINT8, UINT8, make)
 
 
-def kept_arrays(file: RankFile, name: str) -> Iterator[MadeArray]:
+def kept_arrays(file: RankTensors, name: str) -> Iterator[MadeArray]:
     """Yield a matrix that is in groups of whole numbers in the rank file, number for number."""
     (*rows, columns), scales = file.entries[name].shape, file.scales_shape(name)
     bits = file.bits

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from shardyard.endpoint import Endpoint
 from shardyard.heartbeat import Beat
-from shardyard.triton.pulse import TRITON, Silence
+from shardyard.triton.pulse import TRITON, Pulse, Silence, TritonPulse
 from shardyard.triton.vital_signs import _culprit
 
 SERVER, ENGINE, WORKER = Beat(0, TRITON), Beat(0, "tensorrt_llm"), Beat(1, "worker")
+
+
+def test_a_tritonserver_that_never_answers_is_missed(tmp_path: Path) -> None:
+    """Nobody listens there: what counts is that it was alive when the watch began."""
+    triton = TritonPulse(Endpoint("127.0.0.1", 1, 1, 1), tmp_path)
+    try:
+        (silence,) = Pulse(tmp_path).look()
+        assert silence.beat == SERVER
+    finally:
+        triton.stop()
 
 
 @pytest.mark.parametrize(
