@@ -19,7 +19,11 @@ HIDDEN, INNER = 128, 64
 LEVELS: tuple[Level, ...] = get_args(Level)[: get_args(Level).index(best_level()) + 1]
 
 
-def matrix(rng: np.random.Generator, rows: int, columns: int) -> tuple[PackedMatrix, Any]:
+def matrix(rng: np.random.Generator, rows: int, columns: int, kind: str = "bfloat16") -> tuple[PackedMatrix, Any]:
+    if kind == "int8":
+        numbers, scales = rng.integers(-127, 128, (rows, columns), np.int8), rng.uniform(5e-4, 2e-3, (rows, 1))
+        narrow = scales.astype(np.float32)
+        return PackedMatrix(pack(numbers), narrow, rows), numbers * narrow.astype(np.float64)
     plain = (rng.standard_normal((rows, columns)) / 8).astype(ml_dtypes.bfloat16)
     return PackedMatrix(pack(plain), None, rows), plain.astype(np.float64)
 
@@ -36,19 +40,19 @@ def mixture(level: Level, experts: list[Expert], values: tuple[Any, Any, Any], t
     return core.compile_model(graph, "CPU", properties)(list(values))[0]
 
 
+@pytest.mark.parametrize("kind", ["bfloat16", "int8"])
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=15)
+@settings(max_examples=10)
 @given(
     tokens=st.sampled_from([1, 2, 7, 17, 40]),
     count=st.integers(1, 5),
     threads=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-def test_the_sum_over_experts(level: Level, tokens: int, count: int, threads: int, seed: int) -> None:
+def test_the_sum_over_experts(level: Level, kind: str, tokens: int, count: int, threads: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    made = [
-        [matrix(rng, *shape) for shape in ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))] for _ in range(count)
-    ]
+    shapes = ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))
+    made = [[matrix(rng, *shape, kind) for shape in shapes] for _ in range(count)]
     total, x = (rng.standard_normal((tokens, HIDDEN), np.float32) for _ in range(2))
     shares = rng.random((count, tokens), np.float32) * (rng.random((count, tokens)) < 0.4)
     got = mixture(level, [(up[0], gate[0], back[0]) for up, gate, back in made], (total, x, shares), threads)
@@ -56,7 +60,7 @@ def test_the_sum_over_experts(level: Level, tokens: int, count: int, threads: in
     for (up, gate, back), share in zip(made, shares, strict=True):
         gated = x @ gate[1].T
         wanted += share[:, None] * ((gated / (1 + np.exp(-gated)) * (x @ up[1].T)) @ back[1].T)
-    # AVX2 leaves activations as they are, others round them to bfloat16.
+    # AVX2 leaves activations as they are, others round them.
     assert np.abs(got - wanted).max() <= (1e-5 if level == "avx2" else 0.02) * max(1.0, np.abs(wanted).max())
 
 
