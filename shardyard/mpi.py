@@ -63,10 +63,11 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def own_session() -> Iterator[dict[str, str]]:
     """Yield the variables that give an mpirun a folder of its own for its session's files, as long as it is needed.
 
-    In the shared one, an mpirun that ends may remove what another that starts has just found there.
+    In the shared one lies what killed ones have left: folders by process ids, and these come again.
     """
     with tempfile.TemporaryDirectory(prefix="shardyard-mpi-", ignore_cleanup_errors=True) as folder:
-        yield {"TMPDIR": folder}
+        # Open MPI 5 and 4.
+        yield {"PRTE_MCA_prte_tmpdir_base": folder, "OMPI_MCA_orte_tmpdir_base": folder}
 
 
 def mpirun_command(
@@ -92,11 +93,11 @@ def run_world(ranks: int, module: str, args: Sequence[str], *, timeout: float) -
         LaunchError: the world failed or did not end within ``timeout`` seconds; it carries its last lines.
     """
     python = [sys.executable, "-m", "mpi4py", "-m", module, *args]
-    with own_session() as session:
+    with own_session() as session, tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
                 mpirun_command((ranks, python)),
-                cwd=session["TMPDIR"],
+                cwd=folder,
                 env=child_environment(session),
                 capture_output=True,
                 text=True,

@@ -15,7 +15,7 @@ from shardyard.builder.targets.gpu_request import GpuRequest
 from shardyard.builder.targets.trtllm_commands import BuildFolder, world_command
 from shardyard.console import Console
 from shardyard.errors import RankError, ToolchainError
-from shardyard.mpi import child_environment
+from shardyard.mpi import child_environment, own_session
 
 __all__ = ["build_ranks", "finished"]
 
@@ -89,10 +89,11 @@ def _prepare_image(request: GpuRequest, folder: BuildFolder) -> None:
 
 def _run(command: list[str], folder: BuildFolder, report: Callable[[], None]) -> None:
     """Run one world to its end. Its status says nothing about a single rank, so it is not looked at."""
-    with (folder.logs / "mpirun.log").open("ab") as log:
+    with (folder.logs / "mpirun.log").open("ab") as log, own_session() as session:
+        environment = child_environment(session)
         # A session of its own: Ctrl-C reaches this process alone, which then ends the world in order.
         process = subprocess.Popen(
-            command, cwd=folder.root, env=child_environment(), stdout=log, stderr=log, start_new_session=True
+            command, cwd=folder.root, env=environment, stdout=log, stderr=log, start_new_session=True
         )
         try:
             while process.poll() is None:

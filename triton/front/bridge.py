@@ -49,7 +49,7 @@ class Bridge:
         await self._put(None)
 
     async def leave(self) -> None:
-        """The client is gone: let go of what it was to get, and send no more."""
+        """Nobody reads any more: let go of what was to be read, and send no more."""
         self._left = True
         while not self._answers.empty():
             self._answers.get_nowait()

@@ -70,8 +70,8 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
                 await context.write(answer)
         finally:
             sending.cancel()
+            self._run(bridge.leave())
             if not bridge.ended:
-                self._run(bridge.leave())
                 self._run(self._stop(call))
         trailing = tuple(await upstream.trailing_metadata() or ())
         if await upstream.code() is not grpc.StatusCode.OK:
