@@ -96,7 +96,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
                 if asked.model_name == "broken":
                     yield _chunk(asked.id)
                     await context.abort(grpc.StatusCode.INTERNAL, "it broke", (("why", "broken"),))
-                for _ in range(_answers(asked.model_name)):
+                for _ in range(1000 if asked.model_name == "long" else 3):
                     yield _chunk(asked.id)
                 if asked.model_name == "slow":
                     await self.go_on.wait()
@@ -105,10 +105,6 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
             self._note(self.cancelled, last)
             raise
         self._note(self.ended, last)
-
-
-def _answers(model: str) -> int:
-    return 1000 if model == "long" else int(model.removeprefix("answers ")) if model.startswith("answers ") else 3
 
 
 def _chunk(id: str) -> bytes:
@@ -138,8 +134,7 @@ class Running:
         await self._triton_server.start()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_request)])
-        self.handler = Front(self._channel)
-        self._server.add_generic_rpc_handlers((self.handler,))
+        self._server.add_generic_rpc_handlers((Front(self._channel),))
         own = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         return triton, f"127.0.0.1:{own}"
