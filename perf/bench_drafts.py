@@ -15,16 +15,18 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shardyard.builder.build import build
 from shardyard.builder.convert import convert
 from shardyard.builder.source.checkpoint import read_json
 from shardyard.console import Console
-from shardyard.errors import ArtifactError, ShardyardError
+from shardyard.errors import ArtifactError
 from shardyard.perf.bench_engine import make_checkpoint
 from shardyard.perf.copying import Circle, Summary, make_copying
 from shardyard.perf.engine_run import ask
+from shardyard.perf.program import exit_status
 from shardyard.runtime.executor import Executor
 from shardyard.spec import Pipeline
 from shardyard.toolchain import cpu_features, cpu_model, package_version
@@ -52,13 +54,7 @@ class _Turn:
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit status."""
     args = _parser().parse_args(argv)
-    console = Console()
-    try:
-        _bench(args, console)
-    except ShardyardError as error:
-        console.error(str(error))
-        return error.exit_code
-    return 0
+    return exit_status(partial(_bench, args))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,12 +17,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from shardyard.console import Console
-from shardyard.errors import ShardyardError, ToolchainError
+from shardyard.errors import ToolchainError
 from shardyard.perf.engine_contenders import NEW_TOKENS, PROMPT_TOKENS, THREADS, Contender, Said, own_engine, peers
 from shardyard.perf.engine_limits import Limits, Need, measure_limits, network_need
+from shardyard.perf.program import exit_status
 from shardyard.toolchain import cpu_features, cpu_model, package_version
 
 __all__ = ["main", "make_checkpoint"]
@@ -48,13 +50,7 @@ STARTS = ("weights", "engine", "load s", "resident MB", "weights MB")
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit status."""
     args = _parser().parse_args(argv)
-    console = Console()
-    try:
-        _bench(args, console)
-    except ShardyardError as error:
-        console.error(str(error))
-        return error.exit_code
-    return 0
+    return exit_status(partial(_bench, args))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,14 +15,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from shardyard.builder.build import build
 from shardyard.builder.convert import convert
 from shardyard.console import Console
-from shardyard.errors import ShardyardError
 from shardyard.model_repo.fill import fill
 from shardyard.perf.ladder import Ask, Rung, climb, executor_way, model_way, token_model_way
+from shardyard.perf.program import exit_status
 from shardyard.perf.prompts import PromptMaker, load_tokenizer
 from shardyard.pipeline_file import parse_pipeline
 from shardyard.runtime.executor import Executor
@@ -52,13 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (32)")
     parser.add_argument("--rounds", type=int, default=3, help="times that each way is taken (3)")
     args = parser.parse_args(argv)
-    console = Console()
-    try:
-        _bench(args, console)
-    except ShardyardError as error:
-        console.error(str(error))
-        return error.exit_code
-    return 0
+    return exit_status(partial(_bench, args))
 
 
 def _bench(args: argparse.Namespace, console: Console) -> None:

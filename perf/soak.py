@@ -15,6 +15,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -23,8 +24,9 @@ from shardyard.cli.context import Context
 from shardyard.cli.stages import bring_up_to_date
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
-from shardyard.errors import LaunchError, MeasurementError, RequestError, ShardyardError
+from shardyard.errors import LaunchError, MeasurementError, RequestError
 from shardyard.perf.leaks import Held, growth, held_by
+from shardyard.perf.program import exit_status
 from shardyard.triton.client import StreamClient
 from shardyard.triton.request import GenerateRequest
 from shardyard.triton.serve import Server, launch
@@ -163,13 +165,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, default=Path("work"), metavar="DIR")
     args = parser.parse_args(argv)
-    console = Console()
-    try:
-        _soak(args, console)
-    except ShardyardError as error:
-        console.error(str(error))
-        return error.exit_code
-    return 0
+    return exit_status(partial(_soak, args))
 
 
 def _soak(args: argparse.Namespace, console: Console) -> None:

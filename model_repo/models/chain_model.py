@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from shardyard.model_repo.unsupported import refuse_unsupported
 __all__ = ["ChainModel"]
 
 
-class ChainModel:
+class ChainModel(ABC):
     """Serves any number of requests at once, each on a thread that mostly waits."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
@@ -56,9 +57,9 @@ class ChainModel:
         """
         refuse_unsupported(tensors)
 
+    @abstractmethod
     def answer(self, tensors: Arrays, client: Client, chain: Chain) -> None:
         """Send the responses of ``chain``, the last one marked as such."""
-        raise NotImplementedError
 
     def _serve(self, tensors: Arrays, client: Client) -> None:
         try:

@@ -156,6 +156,7 @@ def check_platform(config: dict[str, Any], plugin: dict[str, Any], sm: int) -> N
         raise RuntimeError("INT8/INT4 quantization is not supported on SM>=100.")
     for name in ("gemm_swiglu_plugin", "fp8_rowwise_gemm_plugin", "low_latency_gemm_plugin"):
         if sm == 100 and plugin[name]:
+            # As the real one says it.
             raise NotImplementedError(f"{name} is not supported on SM 100.")
 
 
