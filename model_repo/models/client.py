@@ -28,7 +28,7 @@ class Client:
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
-        parameters = {name.lower(): value for name, value in json.loads(request.parameters() or "{}").items()}
+        parameters = {name.lower(): str(value) for name, value in json.loads(request.parameters() or "{}").items()}
         self.call: str = parameters.get(CALL, "")
         self.ended_call: str = parameters.get(ENDED, "")
         self.trace: str = parameters.get(TRACE, "")

@@ -128,7 +128,7 @@ def endpoint(
 PARENT = "00f067aa0ba902b7"
 
 
-def _generate(endpoint: Endpoint, model: str, parent: str) -> None:
+def _generate(endpoint: Endpoint, model: str, parent: object) -> None:
     """Triton 2.51 does not pass on headers of generate; what is no input of the model is a parameter."""
     asked = {"text_input": "Once upon", "max_tokens": 5, "end_id": -1, "id": "mine", "traceparent": parent}
     url = f"{endpoint.http_url}/v2/models/{model}/generate"
@@ -193,6 +193,13 @@ def test_spans_hang_below_the_clients(
     assert spans["prefill"].end_time_unix_nano == spans["decode"].start_time_unix_nano
     counts = {each.key: each.value.int_value for each in engine.attributes}
     assert counts["output_tokens"] == 5
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("parent", [5, True, "no trace", ""])
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_what_is_no_traceparent_harms_nothing(endpoint: Endpoint, model: str, parent: object) -> None:
+    _generate(endpoint, model, parent)
 
 
 def test_a_request_that_never_began() -> None:
