@@ -123,6 +123,8 @@ class Leader:
         if len(step.plan.samples):
             own = None if logits is None else pack_result(logits, step.plan, self.model.spec.vocab_start)
             self._under_way.append((step, own))
+        else:
+            self.scheduler.ran(step)
 
     def _collect(self) -> None:
         """Wait for the oldest step's result and give each of its rows' sequences its token."""
@@ -139,8 +141,7 @@ class Leader:
             if agrees and self._alive(sequence):
                 index = full_row.get(row)
                 self._extend(sequence, result, row, None if index is None else result.full[index])
-        for sequence in step.rows:
-            sequence.settle()
+        self.scheduler.ran(step)
 
     def _alive(self, sequence: Sequence) -> bool:
         siblings = sequence.siblings

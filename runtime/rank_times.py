@@ -6,14 +6,16 @@ nothing that could be measured.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RankTimes", "TimesReport"]
+__all__ = ["RankTimes", "TimesReport", "resident_bytes"]
 
 #: Seconds between two messages of a rank.
 PERIOD = 0.1
@@ -25,7 +27,8 @@ class RankTimes:
 
     ``compute_s``: the network without its collectives. Collectives: ``waiting_s`` for peers, ``moving_s`` data,
     ``sums`` of them, ``sum_bytes`` that the rank put in. Between stages, and to the leader: ``receiving_s`` until what
-    was asked for had come, ``sending_s`` until the next thing could be done, ``sent_bytes``.
+    was asked for had come, ``sending_s`` until the next thing could be done, ``sent_bytes``. ``resident_bytes`` is no
+    sum: the process's memory now, mapped files included as far as they are in memory.
     """
 
     steps: float = 0.0
@@ -37,6 +40,7 @@ class RankTimes:
     sums: float = 0.0
     sum_bytes: float = 0.0
     sent_bytes: float = 0.0
+    resident_bytes: float = 0.0
 
     def encode(self) -> NDArray[np.float64]:
         """Return the message of it, float64 [fields]."""
@@ -70,4 +74,12 @@ class TimesReport:
         now = time.monotonic()
         if self._stepped and now - self._sent > PERIOD:
             self._sent, self._stepped = now, False
-            self._send(self._times())
+            self._send(replace(self._times(), resident_bytes=resident_bytes()))
+
+
+def resident_bytes() -> float:
+    """Return how much memory this process has; 0 where the kernel does not say."""
+    try:
+        return float(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0.0

@@ -25,6 +25,7 @@ from shardyard.runtime.kv_cache import BlockAllocator
 from shardyard.runtime.pace import Pace
 from shardyard.runtime.sequence import Sequence
 from shardyard.runtime.step import Step, build_step
+from shardyard.runtime.step_meter import StepMeter
 
 __all__ = ["Policy", "Scheduler", "Step"]
 
@@ -59,6 +60,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []
         self.steps = self.preempted = 0
+        self.meter = StepMeter()
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence; admit it if there is room. Its ``most_blocks`` must fit into the whole cache."""
@@ -127,6 +129,12 @@ class Scheduler:
             sequence.awaited = True
         self.steps += 1
         return step
+
+    def ran(self, step: Step) -> None:
+        """Take note that a step's tokens have come, or that it has run if it makes none."""
+        for sequence in step.rows:
+            sequence.settle()
+        self.meter.take(step)
 
     def _make_room(self, sequence: Sequence, end: int) -> bool:
         """Interrupt whoever ranks lowest until the sequence can have its tokens up to ``end``; False: it was itself."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
-from shardyard.runtime.rank_times import RankTimes
+from shardyard.runtime.rank_times import RankTimes, resident_bytes
 
 if TYPE_CHECKING:
     from shardyard.runtime.leader import Leader
@@ -23,6 +23,10 @@ class Stats:
     ``preempted`` sequences were interrupted; ``accepted_tokens`` of ``draft_tokens`` were right. ``compute_s``: seconds
     that the leader's network has computed so far, waits for other ranks inside it included. ``ranks``: where each
     rank's time went, as far as the leader was told.
+
+    Of the active ones, ``context`` have more of their prompts to come. ``paused`` of those that wait were interrupted.
+    ``micro_batch`` is the next step's place among as many as there are pipeline stages. The last step had
+    ``context_tokens`` of prompts and ran at ``last_step_us``, in microseconds since 1970; 0: there was none.
     """
 
     active: int
@@ -41,12 +45,21 @@ class Stats:
     preempted: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    context: int = 0
+    paused: int = 0
+    micro_batch: int = 0
+    context_tokens: int = 0
+    last_step_us: int = 0
 
 
 def stats_of(scheduler: Scheduler, leader: Leader | None, queued: int) -> Stats:
     """Return what the engine is doing at this moment."""
+    running, waiting = list(scheduler.running), list(scheduler.waiting)
+    ranks = list(leader.times.values()) if leader else []
+    if ranks:
+        ranks[0] = replace(ranks[0], resident_bytes=resident_bytes())
     return Stats(
-        active=len(scheduler.running),
+        active=len(running),
         queued=queued,
         max_active=scheduler.max_batch_size,
         kv_blocks_used=scheduler.allocator.used,
@@ -56,10 +69,15 @@ def stats_of(scheduler: Scheduler, leader: Leader | None, queued: int) -> Stats:
         prompt_tokens=leader.prompt_tokens if leader else 0,
         generated_tokens=leader.generated_tokens if leader else 0,
         compute_s=leader.model.compute_s if leader else 0.0,
-        ranks=tuple(leader.times.values()) if leader else (),
+        ranks=tuple(ranks),
         kv_blocks_new=scheduler.holdings.taken,
         kv_blocks_reused=scheduler.holdings.reused,
         preempted=scheduler.preempted,
         draft_tokens=leader.draft_tokens if leader else 0,
         accepted_tokens=leader.accepted_tokens if leader else 0,
+        context=sum(sequence.pending > 1 for sequence in running),
+        paused=sum(sequence.scheduled_ns > 0 for sequence in waiting),
+        micro_batch=scheduler.steps % scheduler.stages,
+        context_tokens=scheduler.meter.context_tokens,
+        last_step_us=scheduler.meter.last_us,
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -18,7 +19,7 @@ __all__ = ["Step", "build_step"]
 class Step:
     """One step: its plan, for each of the plan's first sample rows the sequence that gets a token from it and the draft
     before it (-1: none), for each further one whose prompt it is of and which token of it, and how many tokens of
-    prompts there are.
+    prompts there are. ``began``: of the monotonic clock.
     """
 
     plan: StepPlan
@@ -26,6 +27,7 @@ class Step:
     drafts: list[int]
     context: list[tuple[Sequence, int]]
     prompts: int
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def drafted(self) -> int:

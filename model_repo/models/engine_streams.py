@@ -143,6 +143,7 @@ class EngineStreams:
         self.timings.take(stream.course, output)
         if output.finished:
             prompt, made = len(stream.answer.generation.prompt), sum(each.course.tokens for each in group)
+            self.timings.take_lengths(prompt, made)
             self._log.ended(stream.request_id, prompt, output, made)
             if output.figures:
                 counts = {"prompt_tokens": prompt, "output_tokens": made}

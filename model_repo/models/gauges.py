@@ -19,8 +19,13 @@ _RANKS = "shardyard_rank_times"
 _FAMILIES = {
     "nv_trt_llm_request_metrics": ("TRT LLM request metrics", "request_type"),
     "nv_trt_llm_kv_cache_block_metrics": ("TRT LLM KV cache block metrics", "kv_cache_block_type"),
+    "nv_trt_llm_inflight_batcher_metrics": (
+        "TRT LLM inflight_batcher-specific metrics",
+        "inflight_batcher_specific_metric",
+    ),
+    "nv_trt_llm_runtime_memory_metrics": ("TRT LLM runtime memory metrics", "memory_type"),
     "nv_trt_llm_general_metrics": ("General TRT LLM metrics", "general_type"),
-    _RANKS: ("Where each rank's time went: seconds, counts and bytes since it started", "kind"),
+    _RANKS: ("Each rank's seconds, counts and bytes since it started, and its memory now", "kind"),
 }
 
 
@@ -31,6 +36,7 @@ def _figures(stats: Stats) -> dict[_Key, float]:
             "active": stats.active + stats.queued,
             "scheduled": stats.active,
             "waiting": stats.queued,
+            "context": stats.context,
             "max": stats.max_active,
         },
         "nv_trt_llm_kv_cache_block_metrics": {
@@ -41,7 +47,15 @@ def _figures(stats: Stats) -> dict[_Key, float]:
             "tokens_per": stats.kv_block_tokens,
             "fraction": used / total if total else 0.0,
         },
+        "nv_trt_llm_inflight_batcher_metrics": {
+            "total_context_tokens": stats.context_tokens,
+            "generation_requests": stats.active - stats.context,
+            "micro_batch_id": stats.micro_batch,
+            "paused_requests": stats.paused,
+        },
+        "nv_trt_llm_runtime_memory_metrics": {"cpu": sum(times.resident_bytes for times in stats.ranks)},
         "nv_trt_llm_general_metrics": {
+            "timestamp": stats.last_step_us,
             "iteration_counter": stats.steps,
             "prompt_tokens": stats.prompt_tokens,
             "generated_tokens": stats.generated_tokens,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, get_args
 
 import triton_python_backend_utils as pb_utils
 
+from shardyard.histogram import Histogram
 from shardyard.model_repo.models.timings import Timings
+from shardyard.runtime.request import FinishReason
+from shardyard.runtime.step_meter import StepMeter
 
 __all__ = ["PublishedTimings"]
 
@@ -17,38 +21,54 @@ _TEXTS = {
     "shardyard_request_seconds": "From a request's arrival at the engine to its end",
     "shardyard_queue_seconds": "From a request's arrival at the engine to its first step, of those that had one",
     "shardyard_output_tokens": "Tokens of an answer",
+    "shardyard_step_seconds": "From the plan of a step of the engine to its tokens",
+    "shardyard_step_sequences": "Sequences in a step: the size of the batch",
+    "shardyard_step_tokens": "Tokens in a step, of prompts and answers",
+    "nv_llm_input_token_len": "TRT LLM input token lengths",
+    "nv_llm_output_token_len": "TRT LLM output token lengths",
+}
+#: TensorRT-LLM's labels of its histograms.
+_LABELS = {
+    "nv_llm_input_token_len": {"response_metric_type": "total_input_tokens"},
+    "nv_llm_output_token_len": {"response_metric_type": "total_output_tokens"},
 }
 
 
 class PublishedTimings:
-    """Prometheus histograms as counters: Triton 2.51's Python models have no histograms of their own."""
+    """Prometheus histograms as counters: a histogram of Triton's takes one observation at a time, each a message.
 
-    def __init__(self, timings: Timings, model: str, version: str) -> None:
+    All counters are there from the start, so that none is seen to begin with what it has counted.
+    """
+
+    def __init__(self, timings: Timings, steps: StepMeter, model: str, version: str) -> None:
         self._timings = timings
         self._labels = {"model": model, "version": version}
-        self._families = {
-            f"{name}{suffix}": _counter(f"{name}{suffix}", _TEXTS[name])
-            for name in timings.histograms
-            for suffix in ("_bucket", "_count", "_sum")
+        self._histograms: Mapping[str, Histogram] = {
+            **timings.histograms,
+            "shardyard_step_seconds": steps.seconds,
+            "shardyard_step_sequences": steps.sequences,
+            "shardyard_step_tokens": steps.tokens,
         }
-        self._families[_FINISHED] = _counter(_FINISHED, "Requests that have ended, by reason")
+        self._families: dict[str, Any] = {}
         self._metrics: dict[tuple[str, str], Any] = {}
+        for name, histogram in self._histograms.items():
+            for suffix, le in histogram.labels():
+                self._make(f"{name}{suffix}", _TEXTS[name], "le", le, _LABELS.get(name, {}))
+        for reason in get_args(FinishReason):
+            self._make(_FINISHED, "Requests that have ended, by reason", "reason", reason, {})
 
     def update(self) -> None:
         """Write what is new."""
-        for name, histogram in self._timings.histograms.items():
+        for name, histogram in self._histograms.items():
             for suffix, le, more in histogram.news():
-                self._add(f"{name}{suffix}", "le", le, more)
+                self._metrics[f"{name}{suffix}", le or ""].increment(more)
         for reason, count in self._timings.finished().items():
-            self._add(_FINISHED, "reason", reason, count)
+            self._metrics[_FINISHED, reason].increment(count)
 
-    def _add(self, family: str, label: str, value: str | None, more: float) -> None:
-        key = family, value or ""
-        if key not in self._metrics:
-            labels = self._labels if value is None else {**self._labels, label: value}
-            self._metrics[key] = self._families[family].Metric(labels=labels)
-        self._metrics[key].increment(more)
-
-
-def _counter(name: str, text: str) -> Any:
-    return pb_utils.MetricFamily(name=name, description=text, kind=pb_utils.MetricFamily.COUNTER)
+    def _make(self, family: str, text: str, label: str, value: str | None, more: Mapping[str, str]) -> None:
+        if family not in self._families:
+            self._families[family] = pb_utils.MetricFamily(
+                name=family, description=text, kind=pb_utils.MetricFamily.COUNTER
+            )
+        labels = {**self._labels, **more, **({} if value is None else {label: value})}
+        self._metrics[family, value or ""] = self._families[family].Metric(labels=labels)

@@ -65,7 +65,8 @@ class TritonPythonModel:
         self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000
         Heartbeat(0, settings.name, working_s=lambda: self._executor.working_s, drain=self._drain)
         self._gauges = Gauges(settings.name, settings.version)
-        self._timings = PublishedTimings(self._streams.timings, settings.name, settings.version)
+        steps = self._executor.scheduler.meter
+        self._timings = PublishedTimings(self._streams.timings, steps, settings.name, settings.version)
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._watch_clients, name="shardyard-watch", daemon=True)
         self._watch.start()

@@ -7,10 +7,13 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-from shardyard.model_repo.models.histogram import SECONDS, TOKENS, Histogram
+from shardyard.histogram import SECONDS, TOKENS, Histogram
 from shardyard.runtime.request import Output
 
-__all__ = ["Course", "Timings"]
+__all__ = ["LENGTHS", "Course", "Timings"]
+
+#: TensorRT-LLM's buckets for lengths in tokens, and more of them above: long contexts do not fit into its own.
+LENGTHS = (10.0, 50.0, 100.0, 500.0, 1000.0, 5000.0, 10000.0, 50000.0, 100000.0)
 
 
 @dataclass
@@ -32,8 +35,10 @@ class Timings:
             "shardyard_request_seconds": Histogram(SECONDS),
             "shardyard_queue_seconds": Histogram(SECONDS),
             "shardyard_output_tokens": Histogram(TOKENS),
+            "nv_llm_input_token_len": Histogram(LENGTHS),
+            "nv_llm_output_token_len": Histogram(LENGTHS),
         }
-        self._first, self._gap, self._whole, self._queue, self._length = self.histograms.values()
+        self._first, self._gap, self._whole, self._queue, self._length, self._in, self._out = self.histograms.values()
         self._lock = threading.Lock()
         self._reasons: Counter[str] = Counter()
 
@@ -55,6 +60,11 @@ class Timings:
                 self._queue.observe((figures.first_scheduled_ns - figures.arrival_ns) / 1e9)
             with self._lock:
                 self._reasons[output.finish_reason or "error"] += 1
+
+    def take_lengths(self, prompt: int, made: int) -> None:
+        """Note the tokens of an ended request, and of all its answers."""
+        self._in.observe(prompt)
+        self._out.observe(made)
 
     def finished(self) -> dict[str, int]:
         """Return how many requests have ended since the last call, by reason."""

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 __all__ = ["SECONDS", "TOKENS", "Histogram"]
 
 #: Upper bounds: three to a decade for times, powers of two for tokens and sequences.
-SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0)
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 60.0, 120.0, 300.0)
 TOKENS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0)
 
 
@@ -32,6 +32,13 @@ class Histogram:
         with self._lock:
             self._counts[bucket] += times
             self._sum += value * times
+
+    def labels(self) -> Iterator[tuple[str, str | None]]:
+        """Yield suffix and ``le`` of every counter."""
+        for bound in (*map(_number, self.bounds), "+Inf"):
+            yield "_bucket", bound
+        yield "_count", None
+        yield "_sum", None
 
     def news(self) -> Iterator[tuple[str, str | None, float]]:
         """Yield suffix, ``le`` and increase of each counter that grew since the last call: _bucket, _count, _sum."""

@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shardyard.model_repo.models.histogram import SECONDS, Histogram
+from shardyard.histogram import SECONDS, Histogram
 
 
 @given(st.lists(st.lists(st.floats(0, 100), max_size=20), max_size=4))
