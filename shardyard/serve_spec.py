@@ -72,6 +72,10 @@ class ServeSpec(Section):
     max_request_mib: Annotated[
         int, Field(ge=1, le=2047, description="largest gRPC request, where grpc_front is on")
     ] = 64
+    abandoned_timeout_s: Annotated[
+        float,
+        Field(gt=0, description="seconds that a model of yours may answer a gRPC client that is gone, until cancelled"),
+    ] = 60.0
     tls: TlsSpec = TlsSpec()
     start_timeout_s: Annotated[float, Field(gt=0, description="seconds until the launch has failed")] = 120.0
     stop_timeout_s: Annotated[float, Field(gt=0, description="seconds for a clean end before a kill")] = 5.0

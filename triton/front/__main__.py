@@ -31,6 +31,9 @@ def main() -> None:
     parser.add_argument("--triton", required=True, metavar="HOST:PORT", help="Triton's own gRPC port")
     parser.add_argument("--log", type=Path, required=True, help="takes what this process writes")
     parser.add_argument("--max-request", type=int, required=True, metavar="BYTES", help="largest request")
+    parser.add_argument(
+        "--patience", type=float, required=True, metavar="SECONDS", help="see serve.abandoned_timeout_s"
+    )
     for name, meaning in (("cert", "certificate"), ("key", "its key"), ("client-ca", "CA that clients must show")):
         parser.add_argument(f"--{name}", type=Path, metavar="PEM", help=meaning)
     args = parser.parse_args()
@@ -39,26 +42,26 @@ def main() -> None:
     os.dup2(log, 2)
     try:
         credentials = server_credentials(args.cert, args.key, args.client_ca) if args.cert else None
-        asyncio.run(_serve(args.listen, args.triton, args.max_request, credentials))
+        asyncio.run(_serve(args, credentials))
     except RuntimeError as error:  # The port is taken.
         sys.exit(f"{NAME} cannot serve: {error}")
 
 
-async def _serve(listen: str, triton: str, max_request: int, credentials: Any) -> None:
+async def _serve(args: argparse.Namespace, credentials: Any) -> None:
     options = [("grpc.max_receive_message_length", _ENDLESS), ("grpc.max_send_message_length", _ENDLESS)]
-    async with grpc.aio.insecure_channel(triton, options=options) as channel:
+    async with grpc.aio.insecure_channel(args.triton, options=options) as channel:
         server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", max_request),
+                ("grpc.max_receive_message_length", args.max_request),
                 ("grpc.max_send_message_length", _ENDLESS),
                 ("grpc.so_reuseport", 0),
             ]
         )
-        server.add_generic_rpc_handlers((Front(channel),))
+        server.add_generic_rpc_handlers((Front(channel, args.patience),))
         if credentials:
-            server.add_secure_port(listen, credentials)
+            server.add_secure_port(args.listen, credentials)
         else:
-            server.add_insecure_port(listen)
+            server.add_insecure_port(args.listen)
         await server.start()
         beating = asyncio.ensure_future(_beat())
         ended = asyncio.Event()

@@ -34,6 +34,7 @@ def front_command(spec: ServeSpec, ports: Ports, logs: Path) -> list[str]:
         *("--triton", f"{LOOPBACK}:{ports.inner_grpc}"),
         *("--log", str(front_log(logs))),
         *("--max-request", str(spec.max_request_mib * _MIB)),
+        *("--patience", str(spec.abandoned_timeout_s)),
         *_files(spec.tls),
     ]
 

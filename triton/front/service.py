@@ -2,7 +2,8 @@
 
 Triton 2.51 keeps looking at a stream that was cancelled or cut after it has let go of its memory; under load the server
 crashes about once in a thousand of them. Here a client that cancels, disconnects or runs out of time ends nothing at
-Triton: its answers are read to the end and dropped, and the engine is asked to stop making them.
+Triton: its answers are read to the end and dropped, and the engine is asked to stop making them. Only what then still
+goes on after ``patience`` seconds is cancelled: that is a model that the engine's ``stop`` does not reach.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import grpc
 from shardyard.triton.front.bridge import Bridge
 from shardyard.triton.front.requests import name_tag, stop_request
 
-__all__ = ["Front"]
+__all__ = ["PATIENCE", "Front"]
 
 _SERVICE = "/inference.GRPCInferenceService/"
 _INFER, _STREAM = f"{_SERVICE}ModelInfer", f"{_SERVICE}ModelStreamInfer"
+
+#: Seconds that Triton may go on answering a client that is gone.
+PATIENCE = 60.0
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -30,8 +34,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Handles calls of every name; ``channel`` is one of grpc.aio to Triton."""
 
-    def __init__(self, channel: Any) -> None:
-        self._channel = channel
+    def __init__(self, channel: Any, patience: float = PATIENCE) -> None:
+        self._channel, self._patience = channel, patience
         # A task that nobody holds may be collected before it is done.
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -52,10 +56,13 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
         except asyncio.CancelledError:
             if tag:
                 self._run(self._stop(call))
+            self._run(self._give_up(upstream, answered))
             raise
         except grpc.aio.AioRpcError as error:
+            await _begin(upstream, context)
             await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
             raise
+        await _begin(upstream, context)
         context.set_trailing_metadata(tuple(await upstream.trailing_metadata() or ()))
         return answer
 
@@ -63,16 +70,22 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
         call = uuid.uuid4().hex
         upstream = self._channel.stream_stream(_STREAM)(metadata=_passed_on(context.invocation_metadata()))
         bridge = Bridge(upstream, name_tag(call))
-        self._run(bridge.pump())
-        sending = self._run(bridge.send(requests))
+        pumping, sending = self._run(bridge.pump()), self._run(bridge.send(requests))
+        begun = False
         try:
             async for answer in bridge.answers():
+                if not begun:
+                    await _begin(upstream, context)
+                begun = True
                 await context.write(answer)
         finally:
             sending.cancel()
             self._run(bridge.leave())
             if not bridge.ended:
                 self._run(self._stop(call))
+                self._run(self._give_up(upstream, pumping))
+        if not begun:
+            await _begin(upstream, context)
         trailing = tuple(await upstream.trailing_metadata() or ())
         if await upstream.code() is not grpc.StatusCode.OK:
             await context.abort(await upstream.code(), await upstream.details() or "", trailing)
@@ -86,6 +99,12 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
             await stream.done_writing()
             while await stream.read() is not grpc.aio.EOF:
                 pass
+
+    async def _give_up(self, upstream: Any, reading: asyncio.Task[Any]) -> None:
+        """Cancel a call that nobody waits for, if it does not end by itself."""
+        await asyncio.wait({reading}, timeout=self._patience)
+        if not reading.done():
+            upstream.cancel()
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.ensure_future(work)
@@ -103,6 +122,12 @@ async def _result(upstream: Any) -> bytes:
     """Wait for an answer in a task of its own: cancelling who waits for a call of grpc.aio cancels the call."""
     answer: bytes = await upstream
     return answer
+
+
+async def _begin(upstream: Any, context: Any) -> None:
+    """Pass on what Triton says before its first answer; that has come."""
+    if said := _passed_on(await upstream.initial_metadata()):
+        await context.send_initial_metadata(said)
 
 
 def _passed_on(metadata: Metadata | None) -> Metadata:

@@ -11,9 +11,12 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from shardyard.triton.front.service import Front
+from shardyard.triton.front.service import PATIENCE, Front
 
 SERVICE = "/inference.GRPCInferenceService/"
+
+#: What the fake says before its first answer.
+BEGIN = (("triton", "begins"), ("raw-bin", b"\0\1"))
 
 Request = service_pb2.ModelInferRequest
 
@@ -66,6 +69,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
             self.changed.notify_all()
 
     async def _other(self, request: bytes, context: Any) -> bytes:
+        await context.send_initial_metadata(BEGIN)
         context.set_trailing_metadata((("triton", "end"),))
         return b"same " + request
 
@@ -73,6 +77,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
         asked = Request.FromString(request)
         self.metadata.append(dict(context.invocation_metadata()))
         self._note(self.requests, asked)
+        await context.send_initial_metadata(BEGIN)
         if asked.model_name == "broken":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no such model", (("why", "broken"),))
         try:
@@ -87,6 +92,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
         self.metadata.append(dict(context.invocation_metadata()))
+        await context.send_initial_metadata(BEGIN)
         last = ""
         try:
             async for request in requests:
@@ -117,16 +123,16 @@ def _chunk(id: str) -> bytes:
 class Running:
     """A loop on a thread of its own with a fake Triton and a front before it."""
 
-    def __init__(self, max_request: int = -1) -> None:
+    def __init__(self, max_request: int = -1, patience: float = PATIENCE) -> None:
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
-        self.triton, self.address = self._do(self._start(max_request))
+        self.triton, self.address = self._do(self._start(max_request, patience))
 
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
 
-    async def _start(self, max_request: int) -> tuple[FakeTriton, str]:
+    async def _start(self, max_request: int, patience: float) -> tuple[FakeTriton, str]:
         triton = FakeTriton()
         self._triton_server = grpc.aio.server()
         self._triton_server.add_generic_rpc_handlers((triton,))
@@ -134,7 +140,7 @@ class Running:
         await self._triton_server.start()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_request)])
-        self._server.add_generic_rpc_handlers((Front(self._channel),))
+        self._server.add_generic_rpc_handlers((Front(self._channel, patience),))
         own = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         return triton, f"127.0.0.1:{own}"
@@ -161,6 +167,15 @@ class Running:
 def front() -> Iterator[Running]:
     """A front with its fake Triton."""
     running = Running()
+    yield running
+    running.go_on()
+    running.stop()
+
+
+@pytest.fixture
+def impatient_front() -> Iterator[Running]:
+    """One that soon cancels what goes on for a client that is gone."""
+    running = Running(patience=0.2)
     yield running
     running.go_on()
     running.stop()

@@ -78,6 +78,38 @@ def test_metadata_of_the_client_arrives(front: Any, channel: Any) -> None:
     assert front.triton.metadata[0]["x-raw-bin"] == b"\0\1"
 
 
+def _began(call: Any) -> bool:
+    said = list(call.initial_metadata())
+    return ("triton", "begins") in said and ("raw-bin", b"\0\1") in said
+
+
+@pytest.mark.parametrize("model", ["model", "broken"])
+def test_what_triton_says_first_arrives(channel: Any, model: str) -> None:
+    going = infer(channel, request(model, "a"))
+    assert _began(going)
+    assert (going.exception(20) is None) == (model == "model")
+    streaming = stream(channel, [request(model, "b")])
+    assert _began(streaming)
+    assert next(streaming).infer_response.id == "b"
+    silent = stream(channel, [])
+    assert list(silent) == []
+    assert _began(silent)
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_what_does_not_end_by_itself_is_cancelled(impatient_front: Any, streamed: bool) -> None:
+    """A model that knows nothing of the engine's stop."""
+    triton, asked = impatient_front.triton, request("slow", "a")
+    with grpc.insecure_channel(impatient_front.address) as channel:
+        going = stream(channel, [asked]) if streamed else infer(channel, asked)
+        triton.wait(lambda: len(triton.requests) == 1)
+        time.sleep(0.4)  # Longer than its patience, but the client is there.
+        assert triton.cancelled == []
+        going.cancel()
+        triton.wait(lambda: triton.cancelled == ["a"])
+        assert infer(channel, request("model", "b")).result(20).id == "b"
+
+
 def test_answers_of_a_stream_keep_their_order(channel: Any) -> None:
     answers = list(stream(channel, [request("model", id) for id in "abc"]))
     assert [answer.infer_response.id for answer in answers] == [*"aaabbbccc"]
@@ -203,6 +235,9 @@ def test_no_task_stays_behind(answers: int) -> None:
 
         async def done_writing(self) -> None:
             """Nothing more is sent."""
+
+        async def initial_metadata(self) -> tuple[()]:
+            return ()
 
     class Channel:
         def stream_stream(self, path: str) -> Callable[..., Upstream]:
