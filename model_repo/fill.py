@@ -192,7 +192,11 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             # TensorRT-LLM's name: a folder per adapter, called by its id.
             "lora_prefetch_dir": str(Path(serve.lora_dir).expanduser().absolute()) if serve.lora_dir else "",
         },
-        "postprocessing": {"tokenizer_dir": TOKENIZER, "skip_special_tokens": "true"},
+        "postprocessing": {
+            "tokenizer_dir": TOKENIZER,
+            "skip_special_tokens": "true",
+            "otlp_endpoint": serve.otlp_endpoint or "",
+        },
     }
 
 

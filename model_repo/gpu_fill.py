@@ -75,7 +75,11 @@ def configurations(pipeline: Pipeline, engine: GpuEngine, engine_path: str, spec
             pipeline, engine, special, [tensor.name for tensor in models["ensemble"].inputs]
         ),
         "tensorrt_llm": engine_parameters(pipeline, engine_path),
-        "postprocessing": {"tokenizer_dir": TOKENIZER, "skip_special_tokens": "true"},
+        "postprocessing": {
+            "tokenizer_dir": TOKENIZER,
+            "skip_special_tokens": "true",
+            "otlp_endpoint": serve.otlp_endpoint or "",
+        },
     }
     instances = {"preprocessing": serve.preprocessing_instances, "tensorrt_llm_bls": serve.bls_instances}
     texts = {"ensemble": render(ensemble_config(batch, models, GPU_STEPS))}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import threading
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from shardyard.calls import CALL, TRACE
 from shardyard.errors import RequestError
 from shardyard.model_repo.ensemble import STEPS, Step
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.client import Client
+from shardyard.model_repo.models.inner_names import InnerNames, named_by_call
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.tensors import SIDE_OUTPUTS
 
@@ -48,7 +47,7 @@ class Chain:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._clients: dict[str, Client] = {}
+        self._clients: dict[Client, InnerNames] = {}
         self._stopping = threading.Event()
         threading.Thread(target=self._watch, name="shardyard-chain-watch", daemon=True).start()
 
@@ -63,19 +62,22 @@ class Chain:
             ChainError: one of the models refused the request or failed.
         """
         preprocessing, engine, postprocessing = self.steps
-        parameters = {name: value for name, value in ((CALL, client.call), (TRACE, client.trace)) if value}
-        pool = {**tensors, **_call(preprocessing, tensors, parameters)}
+        names = self.names(client)
+        pool = {**tensors, **_call(preprocessing, tensors, names)}
         pool["_FOLLOWER"] = np.array([[Follower.MODEL]], dtype=np.int32)
-        inner = str(uuid.uuid4())
         with self._lock:
-            self._clients[inner] = client
+            self._clients[client] = names
         try:
-            for made in self.numbered(tensors, _stream(engine, pool, inner, parameters)):
+            for made in self.numbered(tensors, _stream(engine, pool, names)):
                 side = {name: array for name, array in made.items() if name in _SIDE}
-                yield {**_call(postprocessing, made), **side}
+                yield {**_call(postprocessing, made, names), **side}
         finally:
             with self._lock:
-                self._clients.pop(inner, None)
+                self._clients.pop(client, None)
+
+    def names(self, client: Client) -> InnerNames:
+        """Return what the requests are called that are made for a client's."""
+        return named_by_call(client)
 
     def numbered(self, tensors: Arrays, answers: Iterable[Arrays]) -> Iterable[Arrays]:
         """Return the engine's answers as ``postprocessing`` takes them; this engine numbers its chunks itself."""
@@ -85,14 +87,14 @@ class Chain:
         while not self._stopping.wait(PERIOD):
             with self._lock:
                 clients = dict(self._clients)
-            for inner, client in clients.items():
+            for client, names in clients.items():
                 if client.gone():
                     with self._lock:
-                        self._clients.pop(inner, None)
-                    _stop(self.steps[1], inner)
+                        self._clients.pop(client, None)
+                    _stop(self.steps[1], names)
 
 
-def _stop(engine: Step, request_id: str) -> None:
+def _stop(engine: Step, names: InnerNames) -> None:
     """Ask the engine to end a request. The lengths are there because the model requires them."""
     one = np.array([[1]], dtype=np.int32)
     tensors = [
@@ -101,31 +103,35 @@ def _stop(engine: Step, request_id: str) -> None:
         pb_utils.Tensor("stop", np.array([[True]])),
     ]
     request = pb_utils.InferenceRequest(
-        model_name=engine.model, request_id=request_id, requested_output_names=["output_ids"], inputs=tensors
+        model_name=engine.model,
+        request_id=names.stop_id,
+        requested_output_names=["output_ids"],
+        inputs=tensors,
+        parameters=dict(names.stop_parameters),
     )
     for _ in request.exec(decoupled=True):
         pass
 
 
-def _call(step: Step, pool: Arrays, parameters: Mapping[str, str] | None = None) -> Arrays:
-    return _outputs(step, _request(step, pool, "", parameters or {}).exec())
+def _call(step: Step, pool: Arrays, names: InnerNames) -> Arrays:
+    return _outputs(step, _request(step, pool, names).exec())
 
 
-def _stream(step: Step, pool: Arrays, request_id: str, parameters: Mapping[str, str]) -> Iterator[Arrays]:
-    for answer in _request(step, pool, request_id, parameters).exec(decoupled=True):
+def _stream(step: Step, pool: Arrays, names: InnerNames) -> Iterator[Arrays]:
+    for answer in _request(step, pool, names).exec(decoupled=True):
         if outputs := _outputs(step, answer):
             yield outputs
 
 
-def _request(step: Step, pool: Arrays, request_id: str, parameters: Mapping[str, str]) -> Any:
+def _request(step: Step, pool: Arrays, names: InnerNames) -> Any:
     inputs = [pb_utils.Tensor(name, pool[pooled]) for name, pooled in step.inputs.items() if pooled in pool]
     wanted = [*step.outputs, _FAILURE] if step in STEPS[1:2] else list(step.outputs)
     return pb_utils.InferenceRequest(
         model_name=step.model,
-        request_id=request_id,
+        request_id=names.id,
         requested_output_names=wanted,
         inputs=inputs,
-        parameters=dict(parameters),
+        parameters=dict(names.parameters),
     )
 
 

@@ -21,6 +21,7 @@ class Client:
     """A response sender that threads may share. ``call``: the call that the request came with, by the gRPC front.
 
     ``ended_call``: the one whose client the front says is gone. ``trace``: where the client is in a trace.
+    ``request_id``: as the client named the request, perhaps as nothing.
 
     Triton frees what a sender stands for with the last response, and to ask it whether the client is there after that,
     or during that, crashes the server. So both take turns, and nothing happens after the last response.
@@ -28,6 +29,7 @@ class Client:
 
     def __init__(self, request: Any) -> None:
         self._sender = request.get_response_sender()
+        self.request_id: str = request.request_id()
         parameters = {name.lower(): str(value) for name, value in json.loads(request.parameters() or "{}").items()}
         self.call: str = parameters.get(CALL, "")
         self.ended_call: str = parameters.get(ENDED, "")

@@ -12,6 +12,7 @@ from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.chain import Chain
 from shardyard.model_repo.models.chunk_numbers import number_chunks
 from shardyard.model_repo.models.client import Client
+from shardyard.model_repo.models.inner_names import InnerNames, named_by_id
 
 __all__ = ["TritonPythonModel"]
 
@@ -37,6 +38,10 @@ class GpuChain(Chain):
         for answer in super().run(tensors, client):
             if len(answer) > 1 or answer["text_output"].reshape(-1)[0]:
                 yield answer
+
+    def names(self, client: Client) -> InnerNames:
+        """Return names that the C++ backend can tell apart and stop."""
+        return named_by_id(client)
 
     def numbered(self, tensors: Arrays, answers: Iterable[Arrays]) -> Iterable[Arrays]:
         """Number the chunks of an answer that streams."""

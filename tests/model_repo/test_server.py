@@ -368,21 +368,21 @@ def test_a_client_that_goes_away_frees_its_sequence(endpoint: Endpoint, way: str
     assert _gauge(endpoint, "iteration_counter") - steps < ENDLESS
 
 
-def test_requests_are_logged_without_what_they_say(endpoint: Endpoint) -> None:
-    log = Path(endpoint.model_repo).parent / "logs" / "rank0.log"
-    _post(endpoint, "ensemble", {"id": "logged-1", "text_input": PROMPT, "max_tokens": 3, "end_id": -1})
-    _post(endpoint, "ensemble", {"id": "logged-2", "text_input": "", "max_tokens": 3})
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "ensemble_unary"])
+def test_requests_are_logged_without_what_they_say(endpoint: Endpoint, model: str) -> None:
+    """Under the ids that their clients gave them, whichever model they asked."""
+    log, good, bad = Path(endpoint.model_repo).parent / "logs" / "rank0.log", f"good-{model}", f"bad-{model}"
+    _post(endpoint, model, {"id": good, "text_input": PROMPT, "max_tokens": 3, "end_id": -1})
+    _post(endpoint, model, {"id": bad, "text_input": "", "max_tokens": 3})
     deadline = time.monotonic() + 20
     found: dict[str, Any] = {}
-    while found.keys() < {"logged-1", "logged-2"}:
+    while found.keys() < {good, bad}:
         assert time.monotonic() < deadline, found
         lines = [line for line in log.read_text().splitlines() if '"event": "request"' in line]
-        found = {entry["id"]: entry for entry in map(json.loads, lines) if entry["id"].startswith("logged-")}
-    assert (found["logged-1"]["outcome"], found["logged-1"]["output_tokens"]) == ("length", 3)
-    assert (
-        0 <= found["logged-1"]["queue_ms"] <= found["logged-1"]["first_token_ms"] <= found["logged-1"]["last_token_ms"]
-    )
-    assert (found["logged-2"]["outcome"], found["logged-2"]["error"]) == ("refused", "RequestError")
+        found = {entry["id"]: entry for entry in map(json.loads, lines) if entry["id"] in (good, bad)}
+    assert (found[good]["outcome"], found[good]["output_tokens"]) == ("length", 3)
+    assert 0 <= found[good]["queue_ms"] <= found[good]["first_token_ms"] <= found[good]["last_token_ms"]
+    assert (found[bad]["outcome"], found[bad]["error"]) == ("refused", "RequestError")
     assert PROMPT not in log.read_text()
 
 
