@@ -116,7 +116,6 @@ _SETTINGS = (
     "max_queue_size",
     "max_prompt_bytes",
     "max_words",
-    "request_log",
     "otlp_endpoint",
     "preprocessing_instances",
     "bls_instances",
@@ -173,7 +172,6 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "pad_id": str(facts.special.pad_id),
             "max_prompt_bytes": str(serve.max_prompt_bytes),
             "max_words": str(serve.max_words),
-            "request_log": serve.request_log,
             "otlp_endpoint": serve.otlp_endpoint or "",
             "request_inputs": json.dumps([tensor.name for tensor in MODELS["ensemble"].inputs]),
         },
@@ -182,7 +180,6 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "tokenizer_dir": TOKENIZER,
             "max_queue_size": str(serve.max_queue_size),
             # The ends of an answer come as stop words too.
-            "request_log": serve.request_log,
             "otlp_endpoint": serve.otlp_endpoint or "",
             "max_words": str(serve.max_words + len(facts.special.end_ids)),
             "exclude_input_in_output": _flag(serve.exclude_input_in_output),

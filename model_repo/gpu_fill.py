@@ -115,7 +115,6 @@ def _preprocessing(pipeline: Pipeline, engine: GpuEngine, special: SpecialIds, i
         "pad_id": str(special.pad_id),
         "max_prompt_bytes": str(pipeline.serve.max_prompt_bytes),
         "max_words": str(pipeline.serve.max_words),
-        "request_log": pipeline.serve.request_log,
         "otlp_endpoint": pipeline.serve.otlp_endpoint or "",
         "request_inputs": json.dumps(inputs),
     }

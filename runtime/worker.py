@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shardyard.errors import ShardyardError
 from shardyard.heartbeat import Heartbeat
+from shardyard.log import Log
 from shardyard.runtime.adapters.loading import AdapterLoader
 from shardyard.runtime.adapters.orders import LoadOrder
 from shardyard.runtime.engine_config import read_engine_config
@@ -33,9 +34,11 @@ def follow(folder: Path) -> None:
     config = read_engine_config(folder)
     world = World(config.tp, config.pp, config.cp)
     watch = LeaderWatch(world.leader_process)
+    log = Log.of_launch(f"rank{world.rank}")
     try:
         model = load_rank(folder, config, world)
         Heartbeat(world.rank, "worker", working_s=lambda: model.working_s)
+        log.event("loaded", engine=str(folder))
         loader, times = AdapterLoader(model), TimesReport(model.times, world.send_times)
         while (order := world.receive_order(lambda: _report(loader, times, world))) is not None:
             if isinstance(order, LoadOrder):
@@ -46,10 +49,13 @@ def follow(folder: Path) -> None:
         watch.stop()
         loader.close()
         world.flush()
+        log.event("unloaded", steps=model.steps)
     except ShardyardError as error:
+        log.event("failed", error=type(error).__name__)
         world.abort(str(error))
         raise
-    except BaseException:
+    except BaseException as error:
+        log.event("failed", error=type(error).__name__)
         world.abort(traceback.format_exc())
         raise
 

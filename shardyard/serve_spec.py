@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from shardyard.gpu_spec import GpuServeSpec
+from shardyard.log import LogForm
 from shardyard.section import Port, Positive, Section
 from shardyard.tls_spec import TlsSpec
 
@@ -27,10 +28,11 @@ class ServeSpec(Section):
     max_words: Annotated[
         Positive, Field(description="most stop words of a request; as many bad words, and words with a bias")
     ] = 256
-    request_log: Annotated[
-        Literal["none", "text", "json"],
-        Field(description="a line in rank0.log for each request: id, outcome, counts, times; no prompts, no answers"),
+    log: Annotated[
+        LogForm,
+        Field(description="a line in logs/events.log for each request, and for each process's start and end"),
     ] = "none"
+    log_texts: Annotated[bool, Field(description="prompts and answers in that log too")] = False
     otlp_endpoint: Annotated[
         str | None,
         Field(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shardyard.calls import TRACE
 from shardyard.heartbeat import LONGEST_WORK_VARIABLE
+from shardyard.log import LOG
 from shardyard.mpi import mpirun_command
 from shardyard.report import REPORT_TO
 from shardyard.serve_spec import ServeSpec
@@ -35,7 +36,7 @@ _GRPC_POOL = 4096
 
 
 #: What ranks on other hosts must know of the launch's environment, and of this process's, where it is set.
-EXPORTED = ("PYTHONSAFEPATH", RUN_VARIABLE, LONGEST_WORK_VARIABLE)
+EXPORTED = ("PYTHONSAFEPATH", RUN_VARIABLE, LONGEST_WORK_VARIABLE, LOG)
 EXPORTED_IF_SET = ("SHARDYARD_CACHE", "SHARDYARD_NO_COMPILER")
 
 

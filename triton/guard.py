@@ -4,7 +4,7 @@ Runs as a program of its own: ``python -m shardyard.triton.guard RUN_FOLDER``. I
 it, and waits until mpirun has ended, the supervisor has ended (in any way, ``kill -9`` included), or its standard input
 is closed, with which the supervisor asks for the end. Then it kills every process of the run and removes the run's
 folder and shared memory. An end in order comes before that and is the supervisor's business. It imports the standard
-library alone, to start in milliseconds.
+library and what needs no more than that, to start in milliseconds.
 
 Processes of the run are known by a variable in their environment: tritonserver's stubs are re-parented when it dies,
 so that a walk down the process tree would miss them.
@@ -24,6 +24,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from shardyard.log import Log
 
 __all__ = [
     "MPIRUN",
@@ -117,7 +119,7 @@ def _guard(run: Path) -> int:
     # Orphans become our children, and we reap them: not every container has an init that does.
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    mpirun = None
+    mpirun, log, why = None, Log.of_launch("guard"), "it was told to"
     try:
         supervisor = os.pidfd_open(plan["supervisor"])
         mpirun = subprocess.Popen(
@@ -130,13 +132,22 @@ def _guard(run: Path) -> int:
             )
             write_pid(run / PIDS, name, process.pid)
         # Its end closes our standard input too, but not before that of every process that it has forked.
-        select.select([os.pidfd_open(mpirun.pid), supervisor, sys.stdin.fileno()], [], [])
+        log.event("started", mpirun=mpirun.pid, beside=list(plan["beside"]))
+        reasons = {
+            os.pidfd_open(mpirun.pid): "mpirun has ended",
+            supervisor: "the supervisor has ended",
+            sys.stdin.fileno(): "the supervisor asked for it",
+        }
+        ready, _, _ = select.select(list(reasons), [], [])
+        why = reasons[ready[0]]
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        log.event("ending", why=why)
         end_run(plan["token"], last=mpirun.pid if mpirun else None)
         clean(str(run), plan["shm_prefix"])
     status = mpirun.wait(UNKILLABLE)
     _reap(UNKILLABLE)
+    log.event("ended", status=status)
     return status if status >= 0 else 128 - status
 
 

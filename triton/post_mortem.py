@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardyard.errors import LaunchError, RankError
+from shardyard.heartbeat import Beat
 from shardyard.triton.crash_line import crash_signal
 from shardyard.triton.front.process import NAME, front_log
+from shardyard.triton.pulse import TRITON
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.reports import FarEnd
 
@@ -40,6 +42,18 @@ class Ended:
     rank: int | None
     name: str
     stub: bool = False
+
+    @classmethod
+    def model_process(cls, model: str) -> Ended:
+        """Return tritonserver's child that runs a Python model."""
+        return cls(0, f"tritonserver's process for {model}", stub=True)
+
+    @classmethod
+    def of_beat(cls, beat: Beat) -> Ended:
+        """Return the process that gave a sign of life."""
+        if beat.name == NAME:
+            return cls(None, NAME)
+        return cls(beat.rank, beat.name) if beat.rank or beat.name == TRITON else cls.model_process(beat.name)
 
     def log(self, logs: Path) -> Path:
         """Return the file that takes its output."""

@@ -14,6 +14,7 @@ from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import ArtifactError, LaunchError
 from shardyard.heartbeat import PERIOD
+from shardyard.log import events_log
 from shardyard.serve_spec import ServeSpec
 from shardyard.spec import Pipeline
 from shardyard.triton.command import Launch, agent_options
@@ -143,12 +144,13 @@ def launch(
         check_hosts(placement, world.engine, agent_options(spec), spec.start_timeout_s)
     files = find_server()
     ports = choose_ports(spec)
-    _empty(logs)
+    _empty(logs, again=restarts > 0)
     endpoint = _endpoint(spec, ports, model_repo)
     server = Server(endpoint, Supervisor(RunFolder.make(), logs.resolve(), placement, world.ranks, spec), console)
     try:
         console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
         run = server.supervisor.run
+        server.supervisor.log.event("starting", ranks=world.ranks, server=str(files.binary), restarts=restarts)
         report_to = server.supervisor.listen()
         command = _command(
             spec, ports, world, placement, report_to, model_repo, files, run.path, run.token, logs.resolve()
@@ -234,8 +236,9 @@ def _count_models(model_repo: Path) -> int:
     return models
 
 
-def _empty(logs: Path) -> None:
-    """Make the folder, without the logs of an earlier launch."""
+def _empty(logs: Path, *, again: bool) -> None:
+    """Make the folder, without the logs of an earlier launch; that of events goes on where one is started ``again``."""
     logs.mkdir(parents=True, exist_ok=True)
     for log in logs.glob("*.log"):
-        log.unlink()
+        if not (again and log == events_log(logs)):
+            log.unlink()

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError
-from shardyard.heartbeat import LONGEST_WORK_VARIABLE, PERIOD, Beat
+from shardyard.heartbeat import LONGEST_WORK_VARIABLE, PERIOD
+from shardyard.log import Log, events_log
 from shardyard.mpi import child_environment
 from shardyard.serve_spec import ServeSpec
 from shardyard.triton import guard
@@ -60,6 +61,7 @@ class Supervisor:
         self.run = run
         self.spec = spec
         self.logs = logs
+        self.log = Log("supervisor", spec.log, events_log(logs), texts=spec.log_texts)
         self.placement = placement
         self.ranks = ranks
         self._far_ends: list[FarEnd] = []
@@ -105,7 +107,7 @@ class Supervisor:
         with mpirun_log(self.logs).open("wb") as log:
             self._guard = subprocess.Popen(
                 [sys.executable, "-m", "shardyard.triton.guard", str(self.run.path)],
-                env=child_environment(),
+                env=child_environment(self.log.environment()),
                 cwd=self.run.path,
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -117,7 +119,7 @@ class Supervisor:
         self._thread.start()
 
     def _limits(self) -> dict[str, str]:
-        return {LONGEST_WORK_VARIABLE: str(self.spec.step_timeout_s)}
+        return {LONGEST_WORK_VARIABLE: str(self.spec.step_timeout_s), **self.log.environment()}
 
     @property
     def guard_pid(self) -> int:
@@ -129,13 +131,15 @@ class Supervisor:
     def endpoint_is_ready(self, endpoint: Endpoint, readiness: Readiness) -> None:
         """Watch the signs of life from now on, and the Python models' processes: Triton goes on without them."""
         for pid, model in self._stubs():
-            self._watch.add(pid, _model_process(model))
+            self._watch.add(pid, Ended.model_process(model))
         self._vital = VitalSigns(readiness, endpoint, self.run.beats, self.spec.hang_timeout_s)
         self.ready = True
+        self.log.event("ready", http=endpoint.http_url, grpc=endpoint.grpc_address, metrics=endpoint.metrics_url)
         self._watch.wake()
 
     def drain(self) -> None:
         """Refuse new requests from now on."""
+        self.log.event("draining", at_most_s=self.spec.drain_timeout_s)
         if self._vital:
             self._vital.drain()
         self.run.ask_to_drain()
@@ -149,6 +153,7 @@ class Supervisor:
         if self._stopping:
             return
         self._stopping = True
+        self.log.event("stopping")
         self._watch.wake()
         if self._thread.is_alive():
             self._thread.join()
@@ -177,7 +182,7 @@ class Supervisor:
             if (gone or self._far_ends) and not self._stopping:
                 self._fail(partial(self._explain, gone))
             elif self._vital and not self._stopping and (hung := self._vital.look()):
-                self._fail(partial(explain_hang, _process_of(hung.beat), hung.seconds, self.logs, self.ranks))
+                self._fail(partial(explain_hang, Ended.of_beat(hung.beat), hung.seconds, self.logs, self.ranks))
 
     def _explain(self, gone: list[Ended]) -> LaunchError:
         """What a far rank reported explains what was seen here: its peers end when it is gone."""
@@ -191,6 +196,7 @@ class Supervisor:
         self._wait(NOTICE)
         self._end()
         self.error = explanation()
+        self.log.event("failed", what=self.error.what)
         self.ended.set()
 
     def _find_processes(self) -> None:
@@ -229,15 +235,4 @@ class Supervisor:
         if self._reports:
             self._reports.stop()
         self.run.remove()
-
-
-def _process_of(beat: Beat) -> Ended:
-    if beat.name == _FRONT.name:
-        return _FRONT
-    if beat.rank or beat.name == _TRITON.name:
-        return Ended(beat.rank, beat.name)
-    return _model_process(beat.name)
-
-
-def _model_process(model: str) -> Ended:
-    return Ended(0, f"tritonserver's process for {model}", stub=True)
+        self.log.event("ended")

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardyard.heartbeat import Heartbeat
+from shardyard.log import Log
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.chain import Chain
 from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.prompts import check_parameters
+from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.triton_io import Settings, read_tensors
 from shardyard.model_repo.unsupported import refuse_unsupported
 
@@ -27,6 +29,8 @@ class ChainModel(ABC):
         Heartbeat(0, settings.name)
         self._known = settings.inputs()
         self._chain = self.make_chain()
+        self._log = RequestLog(Log.of_launch(settings.name))
+        self._log.log.event("loaded")
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Start a thread for each request."""
@@ -37,6 +41,7 @@ class ChainModel(ABC):
                 tensors = read_tensors(request)
                 self.check(tensors)
             except Exception as error:
+                self._log.refused(client.request_id, error)
                 client.fail(error)
                 continue
             threading.Thread(target=self._serve, args=(tensors, client), daemon=True).start()
@@ -44,6 +49,7 @@ class ChainModel(ABC):
     def finalize(self) -> None:
         """Stop to look after clients."""
         self._chain.close()
+        self._log.log.event("unloaded")
 
     def make_chain(self) -> Chain:
         """Return the chain that this model runs."""

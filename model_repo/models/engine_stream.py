@@ -30,6 +30,7 @@ class EngineStream:
 
     ``call`` and ``trace``: as ``Client`` has them. ``failure``: why the answer cannot go on, sent in place of the rest.
     ``group``: the streams of the request, this one among them; several where each of its answers is streamed.
+    ``said``: the request's answers so far, in its first stream and only where a log is to have them.
     """
 
     answer: Answer | AnswerRows
@@ -45,6 +46,7 @@ class EngineStream:
     sent_at: float = field(default=0.0)
     course: Course = field(default_factory=Course)
     group: list[EngineStream] = field(default_factory=list)
+    said: dict[int, list[int]] = field(default_factory=dict)
 
     def take(self, output: Output) -> bool:
         """Take what is new; return whether there is a response to send."""

@@ -141,12 +141,14 @@ class EngineStreams:
         """Take an output on the engine's thread. After an error the process may end: wait until it is out."""
         stream = group[output.index if len(group) > 1 else 0]
         self.timings.take(stream.course, output)
+        if self._log.texts:
+            group[0].said.setdefault(output.index, []).extend(output.tokens)
         if output.finished:
-            prompt, made = len(stream.answer.generation.prompt), sum(each.course.tokens for each in group)
-            self.timings.take_lengths(prompt, made)
-            self._log.ended(stream.request_id, prompt, output, made)
+            prompt, made = stream.answer.generation.prompt, sum(each.course.tokens for each in group)
+            self.timings.take_lengths(len(prompt), made)
+            self._log.ended(stream.request_id, stream.call, prompt, output, made, group[0].said)
             if output.figures:
-                counts = {"prompt_tokens": prompt, "output_tokens": made}
+                counts = {"prompt_tokens": len(prompt), "output_tokens": made}
                 outcome = output.finish_reason or "error"
                 self._tracing.answer(stream.trace, output.figures, id=stream.request_id, outcome=outcome, **counts)
         sent = threading.Event() if output.finish_reason == "error" else None

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from shardyard.heartbeat import Heartbeat
+from shardyard.log import Log
 from shardyard.model_repo.models.acknowledge import Acknowledger
+from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.stream_spans import StreamSpans
 from shardyard.model_repo.models.text_state import TextState
 from shardyard.model_repo.models.text_streams import TextStreams
@@ -32,6 +34,8 @@ class TritonPythonModel:
         self._acknowledger = Acknowledger()
         self._tracing = Tracing.start(settings.parameter("otlp_endpoint"), settings.name)
         self._spans = StreamSpans(self._tracing)
+        self._log = RequestLog(Log.of_launch(settings.name))
+        self._log.log.event("loaded")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer a batch of requests, in the order in which they came."""
@@ -40,6 +44,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Send what is left of traces."""
         self._tracing.stop()
+        self._log.log.event("unloaded")
 
     def _answer(self, request: Any) -> Any:
         began = time.monotonic_ns()
@@ -57,4 +62,5 @@ class TritonPythonModel:
                 self._spans.note(state, trace_of(request.parameters()), request.request_id(), began)
             return made
         except Exception as error:
+            self._log.refused(request.request_id(), error)
             return error_response(error)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shardyard.heartbeat import Heartbeat
+from shardyard.log import Log
 from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
 from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.text_limits import TextLimits
@@ -26,7 +27,7 @@ class TritonPythonModel:
         settings = Settings.read(args)
         Heartbeat(0, settings.name)
         self._tracing = Tracing.start(settings.parameter("otlp_endpoint"), settings.name)
-        self._log = RequestLog(settings.parameter("request_log"))
+        self._log = RequestLog(Log.of_launch(settings.name))
         self._known = json.loads(settings.parameter("request_inputs"))
         self._preprocess = Preprocessor(
             tokenizer=Tokenizer.load(settings.path("tokenizer_dir")),
@@ -38,6 +39,7 @@ class TritonPythonModel:
             add_special_tokens=settings.flag("add_special_tokens"),
             limits=TextLimits(int(settings.parameter("max_prompt_bytes")), int(settings.parameter("max_words"))),
         )
+        self._log.log.event("loaded")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         """Answer a batch of requests."""
@@ -46,6 +48,7 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """Send what is left of traces."""
         self._tracing.stop()
+        self._log.log.event("unloaded")
 
     def _answer(self, request: Any) -> Any:
         began = time.monotonic_ns()

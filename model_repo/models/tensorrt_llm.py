@@ -16,6 +16,7 @@ import triton_python_backend_utils as pb_utils
 
 from shardyard.errors import LaunchError, RequestError
 from shardyard.heartbeat import Heartbeat
+from shardyard.log import Log
 from shardyard.model_repo.models.arrays import flag
 from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.engine_streams import EngineStreams
@@ -45,6 +46,7 @@ class TritonPythonModel:
         settings = Settings.read(args)
         self._known = settings.inputs()
         self._tokenizer = Tokenizer.load(settings.path("tokenizer_dir"))
+        self._log = RequestLog(Log.of_launch(settings.name), self._tokenizer.decode)
         self._defaults = Defaults(settings.flag("exclude_input_in_output"))
         self._executor = Executor(
             settings.path("gpt_model_path"),
@@ -60,7 +62,6 @@ class TritonPythonModel:
         )
         self._warm_up()
         self._tracing = Tracing.start(settings.parameter("otlp_endpoint"), settings.name)
-        self._log = RequestLog(settings.parameter("request_log"))
         self._streams = EngineStreams(self._executor, _fence, self._log, self._tracing)
         self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000
         Heartbeat(0, settings.name, working_s=lambda: self._executor.working_s, drain=self._drain)
@@ -70,6 +71,7 @@ class TritonPythonModel:
         self._stopping = threading.Event()
         self._watch = threading.Thread(target=self._watch_clients, name="shardyard-watch", daemon=True)
         self._watch.start()
+        self._log.log.event("loaded", ranks=self._executor.config.ranks)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Hand a batch of requests to the engine."""
@@ -87,6 +89,7 @@ class TritonPythonModel:
         self._watch.join()
         self._executor.shutdown()
         self._tracing.stop()
+        self._log.log.event("unloaded")
 
     def _drain(self, now: bool) -> int:
         """Return the open requests; with ``now``, take no more."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from shardyard.errors import RequestError
+from shardyard.log import Log
 from shardyard.model_repo.models import engine_streams
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.answer_rows import AnswerRows
@@ -78,7 +79,7 @@ def test_too_many_answers_are_refused_before_any_is_made(
     made: list[Generation] = []
     monkeypatch.setattr(engine_streams, "make_answers", lambda generation, *rest: made.append(generation) or [])
     executor = Mock(limits=EngineLimits(vocab=1000, max_seq_len=100, kv_tokens=100, max_beam_width=4, max_answers=8))
-    streams = engine_streams.EngineStreams(executor, lambda: True, RequestLog("none"), Tracing())
+    streams = engine_streams.EngineStreams(executor, lambda: True, RequestLog(Log("x")), Tracing())
     with pytest.raises(RequestError, match=rf"{name}={2**31 - 1} is out of range"):
         streams.submit(_generation(**{name: 2**31 - 1}), byte_level, Mock(), "")
     assert not made

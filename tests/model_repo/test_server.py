@@ -23,6 +23,7 @@ from shardyard.builder.convert import convert
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import RequestError
+from shardyard.log import events_log
 from shardyard.model_repo.fill import fill
 from shardyard.pipeline_file import parse_pipeline
 from shardyard.triton.client import GenerateRequest, StreamClient
@@ -47,7 +48,7 @@ def endpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
         "engine": {"dtype": "float32", "max_batch_size": BATCH, "max_seq_len": 32768, "max_num_tokens": 256},
         "serve": {
             **dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0),
-            **{"max_queue_size": QUEUE, "stop_timeout_s": 1.0, "request_log": "json"},
+            **{"max_queue_size": QUEUE, "stop_timeout_s": 1.0, "log": "json"},
         },
     }
     pipeline = parse_pipeline(raw)
@@ -371,15 +372,15 @@ def test_a_client_that_goes_away_frees_its_sequence(endpoint: Endpoint, way: str
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "ensemble_unary"])
 def test_requests_are_logged_without_what_they_say(endpoint: Endpoint, model: str) -> None:
     """Under the ids that their clients gave them, whichever model they asked."""
-    log, good, bad = Path(endpoint.model_repo).parent / "logs" / "rank0.log", f"good-{model}", f"bad-{model}"
+    log, good, bad = events_log(Path(endpoint.model_repo).parent / "logs"), f"good-{model}", f"bad-{model}"
     _post(endpoint, model, {"id": good, "text_input": PROMPT, "max_tokens": 3, "end_id": -1})
     _post(endpoint, model, {"id": bad, "text_input": "", "max_tokens": 3})
     deadline = time.monotonic() + 20
     found: dict[str, Any] = {}
     while found.keys() < {good, bad}:
         assert time.monotonic() < deadline, found
-        lines = [line for line in log.read_text().splitlines() if '"event": "request"' in line]
-        found = {entry["id"]: entry for entry in map(json.loads, lines) if entry["id"] in (good, bad)}
+        entries = map(json.loads, log.read_text().splitlines())
+        found = {each["id"]: each for each in entries if each.get("id") in (good, bad)}
     assert (found[good]["outcome"], found[good]["output_tokens"]) == ("length", 3)
     assert 0 <= found[good]["queue_ms"] <= found[good]["first_token_ms"] <= found[good]["last_token_ms"]
     assert (found[bad]["outcome"], found[bad]["error"]) == ("refused", "RequestError")

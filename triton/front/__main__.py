@@ -14,7 +14,8 @@ from typing import Any
 import grpc
 
 from shardyard.heartbeat import BEATS, PERIOD, Beat, write_beat
-from shardyard.triton.front.process import NAME
+from shardyard.log import Log
+from shardyard.triton.front.process import FRONT, NAME
 from shardyard.triton.front.service import Front
 from shardyard.triton.front.tls import server_credentials
 
@@ -49,6 +50,7 @@ def main() -> None:
 
 async def _serve(args: argparse.Namespace, credentials: Any) -> None:
     options = [("grpc.max_receive_message_length", _ENDLESS), ("grpc.max_send_message_length", _ENDLESS)]
+    log = Log.of_launch(FRONT)
     async with grpc.aio.insecure_channel(args.triton, options=options) as channel:
         server = grpc.aio.server(
             options=[
@@ -57,18 +59,20 @@ async def _serve(args: argparse.Namespace, credentials: Any) -> None:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        server.add_generic_rpc_handlers((Front(channel, args.patience),))
+        server.add_generic_rpc_handlers((Front(channel, args.patience, log),))
         if credentials:
             server.add_secure_port(args.listen, credentials)
         else:
             server.add_insecure_port(args.listen)
         await server.start()
+        log.event("started", listens=args.listen)
         beating = asyncio.ensure_future(_beat())
         ended = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
         await ended.wait()
         beating.cancel()
         await server.stop(_GRACE)
+        log.event("ended")
 
 
 async def _beat() -> None:

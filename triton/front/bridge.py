@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 
+from shardyard.triton.front.call_record import CallRecord
+
 __all__ = ["Bridge"]
 
 #: Answers that may wait for a client that reads slowly; then Triton waits.
@@ -18,9 +20,9 @@ MOST_WAITING = 64
 class Bridge:
     """Passes messages on as bytes. Triton's stream is read to its end by a task of its own, client or no client."""
 
-    def __init__(self, upstream: Any, tag: bytes) -> None:
+    def __init__(self, upstream: Any, tag: bytes, record: CallRecord) -> None:
         """``upstream``: a call of grpc.aio, stream to stream. ``tag``: what goes before each request."""
-        self.upstream = upstream
+        self.upstream, self.record = upstream, record
         self.ended = False
         self._tag = tag
         self._left = False
@@ -32,6 +34,7 @@ class Bridge:
         """Pass the client's requests on until it has sent its last one. May be cancelled; what is under way is sent."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # How it ended, ``pump`` sees.
             async for request in requests:
+                self.record.asked(request)
                 await asyncio.shield(self._write(request))
             await asyncio.shield(self._close())
 

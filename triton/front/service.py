@@ -17,7 +17,9 @@ from typing import Any
 
 import grpc
 
+from shardyard.log import Log
 from shardyard.triton.front.bridge import Bridge
+from shardyard.triton.front.call_record import CallRecord
 from shardyard.triton.front.requests import name_tag, stop_request
 
 __all__ = ["PATIENCE", "Front"]
@@ -34,8 +36,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Handles calls of every name; ``channel`` is one of grpc.aio to Triton."""
 
-    def __init__(self, channel: Any, patience: float = PATIENCE) -> None:
-        self._channel, self._patience = channel, patience
+    def __init__(self, channel: Any, patience: float = PATIENCE, log: Log | None = None) -> None:
+        self._channel, self._patience, self._log = channel, patience, log or Log("front")
         # A task that nobody holds may be collected before it is done.
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -50,34 +52,44 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
         call = uuid.uuid4().hex
         tag = name_tag(call) if path == _INFER else b""
         upstream = self._channel.unary_unary(path)(tag + request, metadata=_passed_on(context.invocation_metadata()))
-        answered = self._run(_result(upstream))
-        try:
-            answer: bytes = await asyncio.shield(answered)
-        except asyncio.CancelledError:
+        with self._record(path, call) as record:
             if tag:
-                self._run(self._stop(call))
-            self._run(self._give_up(upstream, answered))
-            raise
-        except grpc.aio.AioRpcError as error:
+                record.asked(request)
+            answered = self._run(_result(upstream))
+            try:
+                answer: bytes = await asyncio.shield(answered)
+            except asyncio.CancelledError:
+                if tag:
+                    self._run(self._stop(call))
+                self._run(self._give_up(upstream, answered))
+                raise
+            except grpc.aio.AioRpcError as error:
+                record.outcome = error.code().name
+                await _begin(upstream, context)
+                await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
+                raise
             await _begin(upstream, context)
-            await context.abort(error.code(), error.details() or "", tuple(error.trailing_metadata() or ()))
-            raise
-        await _begin(upstream, context)
-        context.set_trailing_metadata(tuple(await upstream.trailing_metadata() or ()))
+            context.set_trailing_metadata(tuple(await upstream.trailing_metadata() or ()))
+            record.answered()
         return answer
 
     async def _stream(self, requests: AsyncIterable[bytes], context: Any) -> None:
         call = uuid.uuid4().hex
         upstream = self._channel.stream_stream(_STREAM)(metadata=_passed_on(context.invocation_metadata()))
-        bridge = Bridge(upstream, name_tag(call))
+        with self._record(_STREAM, call) as record:
+            await self._follow(Bridge(upstream, name_tag(call), record), requests, context, call)
+
+    async def _follow(self, bridge: Bridge, requests: AsyncIterable[bytes], context: Any, call: str) -> None:
+        """Pass a stream's messages on, both ways, to its end."""
+        upstream, begun = bridge.upstream, False
         pumping, sending = self._run(bridge.pump()), self._run(bridge.send(requests))
-        begun = False
         try:
             async for answer in bridge.answers():
                 if not begun:
                     await _begin(upstream, context)
                 begun = True
                 await context.write(answer)
+                bridge.record.answered()
         finally:
             sending.cancel()
             self._run(bridge.leave())
@@ -87,9 +99,13 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
         if not begun:
             await _begin(upstream, context)
         trailing = tuple(await upstream.trailing_metadata() or ())
-        if await upstream.code() is not grpc.StatusCode.OK:
-            await context.abort(await upstream.code(), await upstream.details() or "", trailing)
+        if (code := await upstream.code()) is not grpc.StatusCode.OK:
+            bridge.record.outcome = code.name
+            await context.abort(code, await upstream.details() or "", trailing)
         context.set_trailing_metadata(trailing)
+
+    def _record(self, path: str, call: str) -> CallRecord:
+        return CallRecord(self._log if path in (_INFER, _STREAM) else Log(""), path.removeprefix(_SERVICE), call)
 
     async def _stop(self, call: str) -> None:
         """Ask the engine to end what it does for a call. A repository without the engine answers with an error."""
