@@ -8,6 +8,7 @@ subgraph only in one form (RMSNorm, the rotation), that part is written in this 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import starmap
 from typing import Any
 
 import openvino as ov
@@ -32,7 +33,11 @@ from shardyard.runtime.network import NetworkSpec
 from shardyard.runtime.step_inputs import keeps_own_caches
 from shardyard.runtime.weights import Part, Weights
 
-__all__ = ["AllReduceNode", "build_graph"]
+__all__ = ["AllReduceNode", "build_graph", "fix_tokens"]
+
+#: Inputs with a number for each token of a step in which every sequence has one, and with one number more.
+_PER_TOKEN = ("input_ids", "hidden", "position_ids", "past_lens", "sample_idx")
+_PER_TOKEN_AND_ONE = ("subsequence_begins", "block_indices_begins")
 
 
 def build_graph(
@@ -49,7 +54,8 @@ def build_graph(
     ``position_ids`` [tokens]; paged attention's five, and ``block_copies`` where the network keeps the
     cache itself (``own_attention``); on the last stage ``sample_idx`` [rows], the tokens whose logits
     are wanted, and with a ``context`` float32 ``sample_mine`` [rows, 1], 0 where another rank runs them.
-    Output: ``logits`` float32 [rows, vocab_valid] on the last stage, else ``hidden_out``.
+    Output: ``logits`` float32 [rows, vocab_valid] on the last stage, and with ``products`` the largest of each row:
+    ``best_ids`` int32 [rows], ``best_logits`` float32 [rows]; on other stages ``hidden_out``.
     ``all_reduce`` may be None when ``spec.tp`` is 1. The arrays must stay alive until the first inference has ended.
     Packed arrays need ``products``, and both must outlive the model.
     With a ``pool`` the network adds its adapters to the products, and has their inputs.
@@ -58,8 +64,27 @@ def build_graph(
     return graph.model()
 
 
+def fix_tokens(model: Any, tokens: int) -> None:
+    """Give the model the shape of a step in which so many sequences have one token each, and no other.
+
+    With fixed shapes the plugin does not ask each operation for the shape of its output in every step.
+    """
+    shapes = {}
+    for port in model.inputs:
+        size = tokens + (port.any_name in _PER_TOKEN_AND_ONE)
+        if port.any_name in (*_PER_TOKEN, *_PER_TOKEN_AND_ONE):
+            shapes[port.any_name] = ov.PartialShape([size, *list(port.get_partial_shape())[1:]])
+    model.reshape(shapes)
+
+
 def _identity(x: Any) -> Any:
     return x
+
+
+def _named_result(name: str, value: Any) -> Any:
+    result = op.result(value)
+    result.output(0).set_names({name})
+    return result
 
 
 class _Graph:
@@ -92,12 +117,17 @@ class _Graph:
         for layer in range(len(spec.layers)):
             x = block(x, layer)
         self.parameters += attention.parameters + (self.adapters.parameters if self.adapters else [])
-        name = "hidden_out"
+        outputs = {"hidden_out": x}
         if spec.last:
-            x, name = self._head(self._sampled(x)), "logits"
-        result = op.result(x)
-        result.output(0).set_names({name})
-        return ov.Model([result], self.parameters, f"stage{spec.stage}_tp{spec.tp_rank}")
+            logits = self._head(self._sampled(x))
+            outputs = {"logits": logits, **self._best(logits)}
+        return ov.Model(
+            list(starmap(_named_result, outputs.items())), self.parameters, f"stage{spec.stage}_tp{spec.tp_rank}"
+        )
+
+    def _best(self, logits: Any) -> dict[str, Any]:
+        best = self.weights.best(logits)
+        return {} if best is None else {"best_ids": best.output(0), "best_logits": best.output(1)}
 
     def _input(self, name: str, shape: list[int], kind: Any = ov.Type.i32) -> Any:
         parameter = op.parameter(ov.PartialShape(shape), kind, name)

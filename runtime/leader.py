@@ -43,7 +43,7 @@ class Leader:
         self._adapters, self._loader = adapters, AdapterLoader(model)
         self.preparing = Preparing(compile, adapters, self._order)
         self.prompt_tokens = self.generated_tokens = self.draft_tokens = self.accepted_tokens = 0
-        #: Where each rank's time went, by rank.
+        #: Where each rank's time went, by rank; the leader's own is asked for when it is wanted.
         self.times = {rank: RankTimes() for rank in range(self.world.size)}
         self._sequences: dict[int, Sequence] = {}
         self._deadlines = Deadlines()
@@ -113,7 +113,7 @@ class Leader:
 
     def take_times(self) -> None:
         """Take in what the other ranks have told about their time."""
-        self.times |= {0: self.model.times(), **self.world.received_times()}
+        self.times |= self.world.received_times()
 
     def _start(self, step: Step) -> None:
         self.world.send_plan(step.plan)
@@ -121,7 +121,11 @@ class Leader:
         logits = self.model.run(step.plan)
         self.scheduler.pace.observe(self.model.compute_s - before, step.prompts, step.drafted)
         if len(step.plan.samples):
-            own = None if logits is None else pack_result(logits, step.plan, self.model.spec.vocab_start)
+            own = (
+                None
+                if logits is None
+                else pack_result(logits, self.model.best(), step.plan, self.model.spec.vocab_start)
+            )
             self._under_way.append((step, own))
         else:
             self.scheduler.ran(step)

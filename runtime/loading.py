@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
-
 from shardyard.errors import ArtifactError
 from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.adapters.sites import find_sites
@@ -14,9 +12,10 @@ from shardyard.runtime.draft_model import DraftModel
 from shardyard.runtime.engine_config import DRAFT, EngineConfig, check_machine, rank_engine, read_engine_config
 from shardyard.runtime.engine_file import open_engine
 from shardyard.runtime.hosts import pin_to_cores
+from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.network import NetworkSpec
 from shardyard.runtime.rank import RankModel, RankSettings
-from shardyard.runtime.step_plan import StepPlan
+from shardyard.runtime.step_plan import single_prompt
 from shardyard.runtime.world import World
 
 __all__ = ["load_draft_model", "load_rank"]
@@ -66,7 +65,8 @@ def _load(folder: Path, config: EngineConfig, world: World, threads: int) -> Ran
     settings = RankSettings(cpu.compute, cpu.kv_cache, config.kv_blocks, threads, products=products)
     model = RankModel(spec, arrays, world, settings, adapters=_room_for_adapters(spec, config, world))
     # The plugin packs the weights when it first runs: better now than during the first request.
-    model.run(_one_token())
+    for tokens in (1, 2):  # Single tokens may have a network of their own.
+        model.run(single_prompt([0] * tokens, BLOCK_TOKENS))
     return model
 
 
@@ -76,8 +76,3 @@ def _room_for_adapters(spec: NetworkSpec, config: EngineConfig, world: World) ->
         return None
     sites = find_sites(spec, config.kv_heads, sum(layers[: world.stage]))
     return AdapterPool(sites, config.cpu.lora_adapters, config.cpu.lora_max_rank)
-
-
-def _one_token() -> StepPlan:
-    one, two = np.zeros(1, np.int32), np.array([0, 1], np.int32)
-    return StepPlan(one, one, two, one, two, one, np.zeros(0, np.int32))

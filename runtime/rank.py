@@ -29,16 +29,18 @@ from shardyard.errors import ToolchainError
 from shardyard.runtime.adapters.pool import AdapterPool
 from shardyard.runtime.cache_memory import allocate_caches
 from shardyard.runtime.collectives import AllReduce, join_all_reduce
+from shardyard.runtime.compiled_network import CompiledNetwork
 from shardyard.runtime.context import ContextGroup
 from shardyard.runtime.counters import Counters
-from shardyard.runtime.graph import build_graph
+from shardyard.runtime.graph import build_graph, fix_tokens
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
-from shardyard.runtime.native.packing import plain_arrays
+from shardyard.runtime.native.packing import is_mostly_packed, plain_arrays
 from shardyard.runtime.native.products import Level, load_products
 from shardyard.runtime.network import ComputeType, KvType, NetworkSpec
 from shardyard.runtime.op_failure import raise_noted
 from shardyard.runtime.rank_times import RankTimes
-from shardyard.runtime.step_inputs import step_inputs
+from shardyard.runtime.results import Best, best_of
+from shardyard.runtime.step_inputs import keeps_own_caches, step_inputs
 from shardyard.runtime.step_plan import StepPlan, single_prompt
 from shardyard.runtime.world import World
 
@@ -99,11 +101,11 @@ class RankModel:
         # Without a compiler, or to be exact, the plugin multiplies: it takes no packed weights.
         self.arrays, self.adapters = arrays if self.products else plain_arrays(arrays), adapters
         self.compiled = self._compile()
-        self._request = self.compiled.create_infer_request()
-        self._adapting: Any = None
         self._caches = allocate_caches(self.compiled, settings.kv_blocks)
-        _bind(self._request, self._caches)
-        self._inputs: dict[str, Any] = {}
+        self._network = CompiledNetwork(self.compiled, self._caches)
+        self._single = CompiledNetwork(self._compile(tokens=1), self._caches) if self._gains_by_fixed_shapes() else None
+        self._adapting: CompiledNetwork | None = None
+        self._best: Best | None = None
         #: Seconds that the network has computed so far.
         self.compute_s = 0.0
         self.steps = 0
@@ -137,12 +139,17 @@ class RankModel:
     def prepare_adapters(self) -> None:
         """Compile the network with adapters, if it is not: before the first step with one, from any one thread."""
         if self._adapting is None and self.adapters:
-            request = self._compile(self.adapters).create_infer_request()
-            _bind(request, self._caches)
-            _bind(request, {name: ov.Tensor(array, shared_memory=True) for name, array in self.adapters.arrays.items()})
-            self._adapting = request
+            weights = {name: ov.Tensor(array, shared_memory=True) for name, array in self.adapters.arrays.items()}
+            self._adapting = CompiledNetwork(self._compile(self.adapters), {**self._caches, **weights})
 
-    def _compile(self, adapters: AdapterPool | None = None) -> Any:
+    def _gains_by_fixed_shapes(self) -> bool:
+        """Whether single tokens have a network of their own, of fixed shapes: that costs memory and pays little where
+        the plugin holds weights, and layers that keep their caches to themselves cannot share them.
+        """
+        own_caches = keeps_own_caches(self.spec, split=self.context is not None)
+        return self.products is not None and not own_caches and is_mostly_packed(self.arrays)
+
+    def _compile(self, adapters: AdapterPool | None = None, tokens: int | None = None) -> Any:
         settings = self.settings
         group = _QUANTIZATION_GROUP.get(self.spec.weights, 0) if settings.quantize_activations else 0
         properties = {
@@ -160,6 +167,8 @@ class RankModel:
             self.products.extend(core)
         all_reduce = self.all_reduce.node if self.all_reduce else None
         graph = build_graph(self.spec, self.arrays, all_reduce, adapters, self.products, self.context)
+        if tokens:
+            fix_tokens(graph, tokens)
         try:
             return core.compile_model(graph, "CPU", properties)
         except RuntimeError as error:
@@ -181,30 +190,37 @@ class RankModel:
             inputs["hidden"] = self.world.receive_hidden(len(own.tokens), self.spec.hidden)
         for cache in self._caches.values() if len(plan.copies) else ():
             cache.data[plan.copies[1::2]] = cache.data[plan.copies[::2]]
-        request = self._request
+        network = self._network
         if self.adapters and len(plan.adapters):
             self.prepare_adapters()
-            request, inputs = self._adapting, inputs | self.adapters.step_inputs(own)
-        output = self._infer(request, inputs)
+            inputs |= self.adapters.step_inputs(own)
+            network = self._adapting or network
+        elif self._single and len(plan.tokens) == len(plan.samples) == 1:
+            network = self._single
+        output, *best = self._infer(network, inputs)
         if self.spec.last:
+            self._best = (best[0], best[1]) if best else best_of(output)
             return output
         self.hidden = output.copy()
         self.world.send_hidden(self.hidden)
         return None
 
-    def _infer(self, request: Any, inputs: dict[str, Any]) -> NDArray[np.float32]:
-        self._inputs = inputs  # The request reads this memory until the inference has ended.
-        _bind(request, {name: ov.Tensor(array, shared_memory=True) for name, array in inputs.items()})
+    def best(self) -> Best:
+        """Return the largest logit of each row of the step that was run last, on the last stage."""
+        if self._best is None:
+            raise ValueError("this rank has no logits")
+        return self._best
+
+    def _infer(self, network: CompiledNetwork, inputs: dict[str, Any]) -> list[NDArray[Any]]:
         self._computing_since = started = time.perf_counter()
         try:
-            request.infer()
+            outputs = network.infer(inputs)
         finally:
             self._computing_since = None
         raise_noted()
         self.compute_s += time.perf_counter() - started
         self.steps += 1
-        output: NDArray[np.float32] = request.get_output_tensor(0).data
-        return output
+        return outputs
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32] | None:
         """Return the logits of all positions of one prompt, float32 [tokens, vocab_valid]; None before the last stage.
@@ -213,8 +229,3 @@ class RankModel:
         """
         logits = self.run(single_prompt(tokens, BLOCK_TOKENS))
         return None if logits is None else logits.copy()
-
-
-def _bind(request: Any, tensors: Mapping[str, Any]) -> None:
-    for name, tensor in tensors.items():
-        request.set_tensor(name, tensor)

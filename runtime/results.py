@@ -16,9 +16,11 @@ from shardyard.runtime.network import NetworkSpec
 from shardyard.runtime.step_plan import StepPlan
 from shardyard.runtime.world import World
 
-__all__ = ["StepResult", "gather_result", "merge_results", "pack_result", "result_size"]
+__all__ = ["Best", "StepResult", "best_of", "gather_result", "merge_results", "pack_result", "result_size"]
 
 Floats = NDArray[np.float32]
+#: Of each row the column of the largest logit, int32 [rows], and the logit, float32 [rows].
+Best = tuple[NDArray[np.int32], Floats]
 
 
 @dataclass(frozen=True)
@@ -35,15 +37,20 @@ def result_size(plan: StepPlan, width: int) -> int:
     return 2 * len(plan.samples) + len(plan.full) * width
 
 
-def pack_result(logits: Floats, plan: StepPlan, vocab_start: int) -> Floats:
+def best_of(logits: Floats) -> Best:
+    """Return the largest of each row: their columns, int32 [rows], and values. Of equal ones the first."""
+    columns = logits.argmax(axis=1)
+    return columns.astype(np.int32), logits[np.arange(len(columns)), columns]
+
+
+def pack_result(logits: Floats, best: Best, plan: StepPlan, vocab_start: int) -> Floats:
     """Return a rank's message: its largest logits, their token ids (as bits), then whole rows.
 
-    ``logits``: float32 [rows, the rank's share], whose first column is token ``vocab_start``.
+    ``logits``: float32 [rows, the rank's share], whose first column is token ``vocab_start``; ``best``: of each row.
     """
-    best = logits.argmax(axis=1)
-    values = logits[np.arange(len(best)), best]
-    ids = (best + vocab_start).astype(np.int32)
-    return np.concatenate([values, ids.view(np.float32), logits[plan.full].reshape(-1)])
+    columns, values = best
+    rows = [logits[plan.full].reshape(-1)] if len(plan.full) else []
+    return np.concatenate([values, (columns + np.int32(vocab_start)).view(np.float32), *rows])
 
 
 def gather_result(world: World, spec: NetworkSpec, plan: StepPlan, own: Floats | None) -> StepResult:
@@ -59,6 +66,10 @@ def gather_result(world: World, spec: NetworkSpec, plan: StepPlan, own: Floats |
 def merge_results(messages: Sequence[Floats], plan: StepPlan) -> StepResult:
     """Join the messages of all shares, in order of tp. Of equal logits the lowest token id wins."""
     rows = len(plan.samples)
+    if len(messages) == 1:
+        whole = messages[0]
+        best, logits = whole[rows : 2 * rows].view(np.int32), whole[2 * rows :]
+        return StepResult(best, whole[:rows], logits.reshape(len(plan.full), -1 if len(plan.full) else 0))
     values = np.stack([message[:rows] for message in messages])
     ids = np.stack([message[rows : 2 * rows].view(np.int32) for message in messages])
     share, row = values.argmax(axis=0), np.arange(rows)

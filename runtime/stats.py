@@ -55,9 +55,11 @@ class Stats:
 def stats_of(scheduler: Scheduler, leader: Leader | None, queued: int) -> Stats:
     """Return what the engine is doing at this moment."""
     running, waiting = list(scheduler.running), list(scheduler.waiting)
-    ranks = list(leader.times.values()) if leader else []
-    if ranks:
-        ranks[0] = replace(ranks[0], resident_bytes=resident_bytes())
+    ranks = (
+        list({**leader.times, 0: replace(leader.model.times(), resident_bytes=resident_bytes())}.values())
+        if leader
+        else []
+    )
     return Stats(
         active=len(running),
         queued=queued,

@@ -50,6 +50,8 @@ class StepPlan:
     @property
     def positions(self) -> Ints:
         """Each token's place in its sequence, int32 [tokens]."""
+        if len(self.tokens) == len(self.past):
+            return self.past
         counts = np.diff(self.begins)
         shifts: Ints = np.repeat(self.past - self.begins[:-1], counts)
         return shifts + np.arange(len(self.tokens), dtype=np.int32)
@@ -57,7 +59,7 @@ class StepPlan:
     @property
     def longest(self) -> int:
         """Tokens of the longest sequence, this step's included."""
-        return int((self.past + np.diff(self.begins)).max())
+        return int((self.past + (self.begins[1:] - self.begins[:-1])).max())
 
     def encode(self) -> Ints:
         """Return the step as one message: the arrays' lengths, then the arrays."""

@@ -83,6 +83,10 @@ class Weights:
         matrices = [(self._packed(up), self._packed(gate), self._packed(back)) for up, gate, back in parts]
         return self._products.experts(total, x, shares, matrices, activation)
 
+    def best(self, logits: Any) -> Any | None:
+        """Return the largest of each row of ``logits``, as ``Products.best`` does, if there is an operation for it."""
+        return self._products.best(logits) if self._products else None
+
     def height(self, name: str) -> int:
         """Return the number of rows of a matrix."""
         return plain_rows(self.arrays[name])

@@ -63,7 +63,7 @@ def follow(folder: Path) -> None:
 def _run(model: RankModel, plan: StepPlan, world: World) -> None:
     logits = model.run(plan)
     if world.rank in world.results_from and logits is not None and len(plan.samples):
-        world.send_result(pack_result(logits, plan, model.spec.vocab_start))
+        world.send_result(pack_result(logits, model.best(), plan, model.spec.vocab_start))
 
 
 def _report(loader: AdapterLoader, times: TimesReport, world: World) -> None:

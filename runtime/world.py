@@ -165,10 +165,12 @@ class World:
 
     def received_times(self) -> dict[int, RankTimes]:
         """Leader: return what other ranks have told since the last call, by rank."""
+        if self.size == 1:
+            return {}
         from mpi4py import MPI
 
         status, found = MPI.Status(), {}
-        while self.size > 1 and self.comm.Iprobe(MPI.ANY_SOURCE, _TIMES, status):
+        while self.comm.Iprobe(MPI.ANY_SOURCE, _TIMES, status):
             message = np.empty(RankTimes.size(), np.float64)
             self.comm.Recv(message, status.Get_source(), _TIMES)
             found[status.Get_source()] = RankTimes.decode(message)

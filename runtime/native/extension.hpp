@@ -9,5 +9,6 @@ ov::Extension::Ptr all_reduce_extension();
 ov::Extension::Ptr packed_matmul_extension();
 ov::Extension::Ptr packed_rows_extension();
 ov::Extension::Ptr packed_experts_extension();
+ov::Extension::Ptr best_token_extension();
 
 }  // namespace shardyard

@@ -13,10 +13,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from shardyard.runtime.names import EMBEDDING, POSITIONS
+
 __all__ = [
     "BLOCK_ROWS",
     "GROUP",
     "can_pack",
+    "is_mostly_packed",
     "is_packed",
     "pack",
     "packed_shape",
@@ -35,6 +38,8 @@ GROUP = 64
 #: Consecutive columns of a row that lie together: 4 bytes.
 _TOGETHER = {np.dtype(np.int8): 4, np.dtype(ml_dtypes.bfloat16): 2}
 _OFFSET = np.uint8(128)
+#: Packed weights for each plain one.
+_MOSTLY = 20
 
 
 def can_pack(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
@@ -45,6 +50,14 @@ def can_pack(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
 def is_packed(array: Array) -> bool:
     """Tell whether an array of an engine is in packed form: no other has as many axes."""
     return array.ndim >= 4
+
+
+def is_mostly_packed(arrays: Mapping[str, Array]) -> bool:
+    """Tell whether what the plugin multiplies by is next to nothing beside what lies in packed form."""
+    packed = sum(array.nbytes for array in arrays.values() if is_packed(array))
+    matrices = (array for name, array in arrays.items() if array.ndim in (2, 3) and name not in (EMBEDDING, POSITIONS))
+    plain = sum(array.nbytes for array in matrices if array.shape[-1] > 1)  # Scales are one to a row.
+    return plain * _MOSTLY <= packed
 
 
 def plain_rows(array: Array) -> int:

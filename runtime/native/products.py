@@ -122,6 +122,13 @@ class Products:
         """Return the rows of a packed matrix that ``ids``, int32 [tokens], name, float32 [tokens, columns]."""
         return self._factory.create("PackedRows", [_output(ids)], {"matrix": self._number(matrix)})
 
+    def best(self, logits: Any) -> Any:
+        """Return a node of two outputs: the column of each row's largest, int32 [rows], and its value, float32 [rows].
+
+        ``logits``: float32 [rows, columns]. Of equal ones the first; where one is no number, the first such.
+        """
+        return self._factory.create("BestToken", [_output(logits)], {})
+
     def _number(self, matrix: PackedMatrix) -> int:
         address, scales = matrix.numbers.ctypes.data, matrix.scales
         if (address, matrix.rows) not in self._known:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from shardyard.runtime.request import SamplingParams
-from shardyard.runtime.results import merge_results, pack_result, result_size
+from shardyard.runtime.results import best_of, merge_results, pack_result, result_size
 from shardyard.runtime.sampler import choose, log_probability, uniform
 from shardyard.runtime.step_plan import StepPlan
 
@@ -84,7 +84,7 @@ def test_shares_of_the_vocabulary_join_to_the_whole(data: Any, tp: int, vocab: i
     plan = StepPlan(empty, empty, empty, empty, empty, np.arange(row_count, dtype=np.int32), full)
     width = -(-vocab // tp)
     shares = [rows[:, start : start + width] for start in range(0, vocab, width)]
-    messages = [pack_result(share, plan, index * width) for index, share in enumerate(shares)]
+    messages = [pack_result(share, best_of(share), plan, index * width) for index, share in enumerate(shares)]
     assert [len(m) for m in messages] == [result_size(plan, share.shape[1]) for share in shares]
     result = merge_results(messages, plan)
     assert np.array_equal(result.best, rows.argmax(axis=1))
