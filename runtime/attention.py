@@ -61,7 +61,7 @@ def paged_attention(
         *(q, k, v, *caches),
         *(shared.past_lens, shared.subsequence_begins, shared.block_indices, shared.block_indices_begins),
         op.constant(np.float32(spec.scale)),
-        *(op.constant(np.int32(window)), _empty(np.float32)),  # ALiBi slopes: none
+        *(op.constant(np.int32(window)), op.constant(np.array(spec.alibi or (), np.float32))),
         shared.max_context_len,
         *(_empty(np.int32), _empty(np.int32), _empty(np.int32), _empty(np.float32), _empty(np.float32)),
         *(_zero(), _zero()),

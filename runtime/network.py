@@ -57,7 +57,8 @@ class RopeSpec:
 class AttentionSpec:
     """Attention: this rank's heads. Scores are q · k · ``scale``, bent by ``softcap`` · tanh(score / softcap) if given.
 
-    ``norm``: each head of q and k is normalised over its ``head_size`` elements before the rotation.
+    ``norm``: each head of q and k is normalised over its ``head_size`` elements before the rotation. ``alibi``: a slope
+    for each of these heads, by which a score falls for every token that its key lies further back; None: no ALiBi.
     """
 
     heads: int
@@ -69,6 +70,7 @@ class AttentionSpec:
     qkv_bias: bool
     dense_bias: bool
     rope: RopeSpec | None
+    alibi: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)

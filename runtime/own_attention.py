@@ -1,4 +1,4 @@
-"""Paged attention in numpy, for what OpenVINO's own cannot do: soft-capped scores, and a cache split over ranks.
+"""Paged attention in numpy, for what OpenVINO's own cannot do: soft caps, ALiBi in a window, a cache split over ranks.
 
 Gemma 2 (Gemma Team 2024, arXiv:2408.00118) bends scores by cap · tanh(score / cap) before the softmax. Of a split cache
 each context-parallel rank weighs all queries against the keys that it keeps. The parts are put together by their
@@ -102,6 +102,9 @@ class _Attention:
         back = np.arange(first, first + count)[:, None] - positions
         unseen = (back < 0) | (back >= (self.window or first + count))
         scores = scores.reshape(spec.kv_heads, count, spec.heads // spec.kv_heads, len(slots))
+        if spec.alibi is not None:
+            slopes = np.array(spec.alibi, np.float32).reshape(spec.kv_heads, 1, -1, 1)
+            scores -= slopes * back[:, None].astype(np.float32)
         scores = np.where(unseen[:, None], np.float32(-np.inf), scores)
         # Finite also where a query sees no key of this rank: its weights are 0 then.
         peak = np.maximum(scores.max(-1, keepdims=True, initial=-np.inf), np.finfo(np.float32).min)

@@ -15,7 +15,10 @@ __all__ = ["keeps_own_caches", "step_inputs"]
 
 def keeps_own_caches(spec: NetworkSpec, *, split: bool) -> bool:
     """Whether the network's layers keep their caches to themselves; ``split``: over context-parallel ranks."""
-    return split or spec.attention.softcap is not None
+    attention = spec.attention
+    # The plugin's attention has no soft cap, and loses ALiBi's penalties where a window leaves keys out.
+    windowed_alibi = attention.alibi is not None and any(layer.window for layer in spec.layers)
+    return split or attention.softcap is not None or windowed_alibi
 
 
 def step_inputs(spec: NetworkSpec, plan: StepPlan, share: ContextShare | None) -> dict[str, Any]:

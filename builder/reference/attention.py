@@ -2,7 +2,8 @@
 
 Sources: Vaswani et al. 2017 (arXiv:1706.03762); Shazeer 2019 (arXiv:1911.02150) and Ainslie et al. 2023
 (arXiv:2305.13245) for shared key/value heads; Beltagy et al. 2020 (arXiv:2004.05150) for the sliding window; Gemma 2's
-report (arXiv:2408.00118) for soft caps; Henry et al. 2020 (arXiv:2010.04245) for normalised queries and keys.
+report (arXiv:2408.00118) for soft caps; Press et al. 2022 (arXiv:2108.12409) for ALiBi; Henry et al. 2020
+(arXiv:2010.04245) for normalised queries and keys.
 """
 
 from __future__ import annotations
@@ -62,7 +63,11 @@ def _attend(q: Array, k: Array, v: Array, facts: Facts, window: int | None) -> A
     seen = np.tri(length, dtype=bool)
     if window is not None:
         seen &= ~np.tri(length, k=-window, dtype=bool)
-    scores = np.where(seen, soft_cap(scores, facts.score_cap), np.float32(-np.inf))
+    scores = soft_cap(scores, facts.score_cap)
+    if facts.slopes is not None:
+        slopes = np.array(facts.slopes, np.float32).reshape(facts.kv_heads, -1, 1, 1)
+        scores = scores - slopes * (np.arange(length)[:, None] - np.arange(length)).astype(np.float32)
+    scores = np.where(seen, scores, np.float32(-np.inf))
     shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
     shares /= shares.sum(axis=-1, keepdims=True)
     mixed: Array = shares @ v.transpose(1, 0, 2)[:, None]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.builder.reference.activations import ACTIVATIONS
+from shardyard.builder.reference.alibi import slopes
 from shardyard.builder.reference.architecture import Architecture
 from shardyard.builder.reference.families import FAMILIES, resolve
 from shardyard.builder.reference.rotary import Rotary, read_rotary
@@ -21,7 +22,8 @@ __all__ = ["Facts", "read_facts"]
 class Facts:
     """Sizes are in elements; ``windows`` and ``sparse`` have one item per layer; a window of None reaches to the start.
 
-    ``attention_scale`` multiplies the scores, which ``score_cap`` then bounds as ``logit_cap`` does the logits.
+    ``attention_scale`` multiplies the scores, which ``score_cap`` then bounds as ``logit_cap`` does the logits;
+    ``slopes`` are ALiBi's of each head, times this scale, where positions are known by them.
     """
 
     architecture: Architecture
@@ -34,6 +36,7 @@ class Facts:
     activation: str
     tied: bool
     rotary: Rotary | None
+    slopes: tuple[float, ...] | None
     windows: tuple[int | None, ...]
     attention_scale: float
     score_cap: float | None
@@ -61,6 +64,7 @@ def read_facts(raw: Mapping[str, Any], path: Path) -> Facts:
         raise _cannot(path, "word_embed_proj_dim", raw["word_embed_proj_dim"])
     heads, layers = int(keys["num_attention_heads"]), int(keys["num_hidden_layers"])
     head_dim = int(keys.get("head_dim") or keys["hidden_size"] // heads)
+    scale, alibi = 1 / math.sqrt(keys.get("query_pre_attn_scalar", head_dim)), bool(keys.get("alibi"))
     return Facts(
         architecture=architecture,
         layers=layers,
@@ -71,9 +75,10 @@ def read_facts(raw: Mapping[str, Any], path: Path) -> Facts:
         epsilon=float(keys.get("norm_epsilon") or keys["rms_norm_eps"]),
         activation=_activation(keys, path),
         tied=bool(keys.get("tie_word_embeddings", False)),
-        rotary=None if architecture.names.positions else read_rotary(keys, head_dim, path),
+        rotary=None if alibi or architecture.names.positions else read_rotary(keys, head_dim, path),
+        slopes=tuple(scale * slope for slope in slopes(heads)) if alibi else None,
         windows=_windows(keys, architecture, layers, path),
-        attention_scale=1 / math.sqrt(keys.get("query_pre_attn_scalar", head_dim)),
+        attention_scale=scale,
         score_cap=keys.get("attn_logit_softcapping"),
         logit_cap=keys.get("final_logit_softcapping"),
         experts_per_token=int(keys.get("num_experts_per_tok", 0)),

@@ -191,7 +191,6 @@ FAMILIES: dict[str, Architecture] = {
         parallel=True,
         keys={"hidden_act": "activation", "norm_epsilon": "layer_norm_epsilon", "num_key_value_heads": "num_kv_heads"},
         defaults={"hidden_act": "gelu", "norm_epsilon": 1e-5, "tie_word_embeddings": True, "multi_query": True},
-        refused={"alibi": False},
     ),
     "OPTForCausalLM": Architecture(
         _OPT,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from shardyard.builder.targets.alibi import penalties
 from shardyard.runtime.network import (
     Activation,
     AttentionSpec,
@@ -80,7 +81,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "geglu": "gelu_tanh",
     "relu": "relu",
 }
-_POSITIONS = ("rope_gpt_neox", "long_rope", "learned_absolute")
+_POSITIONS = ("rope_gpt_neox", "long_rope", "learned_absolute", "alibi", "alibi_with_scale")
 _EMBEDDINGS: dict[tuple[bool, int], Literal["whole", "vocab", "hidden"]] = {
     (False, 0): "whole",
     (False, 1): "whole",
@@ -129,7 +130,7 @@ def describe_network(
         block=family.block(config),
         norm=family.norm,
         norm_epsilon=config["norm_epsilon"],
-        attention=_attention(config, shapes),
+        attention=_attention(config, shapes, tp_rank),
         mlp=_mlp(config, shapes),
         experts=_experts(config, tp_rank),
         embedding_scale=family.embedding_scale(config),
@@ -168,18 +169,20 @@ def _layers(config: Config, layers: range, shapes: Shapes) -> tuple[LayerSpec, .
     )
 
 
-def _attention(config: Config, shapes: Shapes) -> AttentionSpec:
+def _attention(config: Config, shapes: Shapes, tp_rank: int) -> AttentionSpec:
     tp, size = config["mapping"]["tp_size"], config["head_size"]
+    heads, scale = config["num_attention_heads"] // tp, float(config.get("query_pre_attn_scalar") or size) ** -0.5
     return AttentionSpec(
-        heads=config["num_attention_heads"] // tp,
+        heads=heads,
         kv_heads=max(config["num_key_value_heads"], tp) // tp,
         head_size=size,
-        scale=float(config.get("query_pre_attn_scalar") or size) ** -0.5,
+        scale=scale,
         softcap=config.get("attn_logit_softcapping"),
         norm=_holds(shapes, "attention.q_layernorm.weight"),
         qkv_bias=_holds(shapes, "attention.qkv.bias"),
         dense_bias=_holds(shapes, "attention.dense.bias"),
         rope=_rope(config),
+        alibi=penalties(config, scale)[tp_rank * heads :][:heads] or None,
     )
 
 

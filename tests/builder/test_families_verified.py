@@ -53,6 +53,7 @@ CASES: dict[int, dict[str, dict[str, Any]]] = {
         "gpt_neox-sequential": {},
         "falcon": {"pp": 2},
         "falcon-sequential": {},
+        "falcon-alibi_six_heads": {},
         "opt": ROWS,
     },
     4: {

@@ -17,12 +17,16 @@ import platform
 import re
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import transformers
+from transformers.models.falcon import modeling_falcon as falcon
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "logits"
@@ -63,6 +67,8 @@ CHECKPOINTS: dict[str, dict[str, object]] = {
     "gpt_neox-sequential": {"use_parallel_residual": False},
     "falcon": {},
     "falcon-sequential": {"parallel_attn": False, "multi_query": False, "bias": True},
+    "falcon-alibi": {"alibi": True, "parallel_attn": False, "multi_query": False, "bias": True},
+    "falcon-alibi_six_heads": {"alibi": True, "num_attention_heads": 6, "hidden_size": 96},
     "falcon_new": {},
     "falcon_new-one_norm": {"num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
     "opt": {},
@@ -79,13 +85,15 @@ def main() -> None:
     """Write every family's golden values into logits/."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--maker", required=True, help="python with the project's dependencies")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="make these; all, if none is named")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for name, changes in CHECKPOINTS.items():
+    for name in args.names or CHECKPOINTS:
+        changes = CHECKPOINTS[name]
         options = ["--family", name.partition("-")[0]]
         for key, value in changes.items():
             options += ["--set", f"{key}={json.dumps(value)}"]
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, float32_alibi():
             subprocess.run([args.maker, str(MAKER), "--out", folder, *options], check=True, stdout=subprocess.DEVNULL)
             described, arrays = golden(Path(folder), options)
         text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
@@ -96,10 +104,25 @@ def main() -> None:
         print(f"wrote {name}.json and {name}.npz")
 
 
+@contextmanager
+def float32_alibi() -> Iterator[None]:
+    """Keep Falcon's ALiBi in float32: its slopes are bfloat16 there whatever the model's type, so far tokens tie."""
+    own = falcon.build_alibi_tensor
+
+    def exact(mask: torch.Tensor, heads: int, dtype: torch.dtype) -> torch.Tensor:
+        with mock.patch.object(torch.Tensor, "bfloat16", torch.Tensor.float):
+            return own(mask, heads, dtype)
+
+    with mock.patch.object(falcon, "build_alibi_tensor", exact):
+        yield
+
+
 def golden(folder: Path, options: list[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the content of NAME.json and of NAME.npz for the checkpoint in ``folder``."""
+    # Falcon's eager attention adds ALiBi's penalty twice, in the mask too.
+    attention = "sdpa" if any("alibi" in option for option in options) else "eager"
     model, loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        folder, dtype=torch.float32, attn_implementation=attention, output_loading_info=True
     )
     if any(loaded.values()):
         raise SystemExit(f"the checkpoint is not what transformers expects: {loaded}")

@@ -53,6 +53,7 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("gpt_neox", "rotary_pct", 0.5),
     ("gpt_neox", "rotary_emb_base", 20000),
     ("gpt_neox", "hidden_act", "gelu_new"),
+    ("falcon-alibi", "alibi", False),
     ("opt", "activation_function", "gelu"),
 ]
 #: Other ways to say the same, as transformers 5 and the hub's files do; a key of None is left out.
@@ -80,7 +81,6 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("gemma2", "layer_types", ["full_attention", "sliding_attention"] * 2),
     ("gpt2", "scale_attn_by_inverse_layer_idx", True),
     ("gpt2", "scale_attn_weights", False),
-    ("falcon", "alibi", True),
     ("opt", "do_layer_norm_before", False),
     ("opt", "word_embed_proj_dim", 32),
 ]
@@ -150,6 +150,7 @@ def test_the_builder_reads_the_same(golden: Any) -> None:
     assert (config.moe_layers, config.position_offset) == (facts.sparse, facts.architecture.position_offset)
     if any(facts.sparse):
         assert (config.experts_per_token, config.norm_topk_prob) == (facts.experts_per_token, facts.normed_experts)
+    assert (config.position == "alibi") == (facts.slopes is not None)
     assert (config.rope is None) == (facts.rotary is None)
     if config.rope and facts.rotary:
         wanted = (facts.rotary.theta, facts.rotary.kind, facts.rotary.width)

@@ -27,10 +27,14 @@ FAMILIES = sorted(path.stem for path in GOLDEN.glob("*.json") if path.stem != "p
 GRIDS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "tp2": (
         {"tp": 2},
-        ("llama-bias", "qwen3", "phi3", "mixtral", "qwen2_moe", "gemma2", "gpt2", "gpt_neox", "falcon_new", "falcon"),
+        (
+            *("llama-bias", "qwen3", "phi3", "mixtral", "qwen2_moe", "gemma2", "gpt2", "gpt_neox", "falcon_new"),
+            *("falcon", "falcon-alibi", "falcon-alibi_six_heads"),
+        ),
     ),
     "moe_ep2": ({"tp": 2, "moe_ep": 2}, ("mixtral", "qwen2_moe", "qwen3_moe")),
-    "pp2": ({"pp": 2}, ("mistral", "qwen3_moe", "gemma2", "gpt2", "gpt_neox")),
+    "pp2": ({"pp": 2}, ("mistral", "qwen3_moe", "gemma2", "gpt2", "gpt_neox", "falcon-alibi")),
+    "cp2": ({"cp": 2}, ("falcon-alibi", "falcon-alibi_six_heads")),
     "embedding_rows": ({"tp": 2, "use_parallel_embedding": True}, ("gemma", "opt", "gpt2")),
     "embedding_columns": (
         {"tp": 2, "use_parallel_embedding": True, "embedding_sharding_dim": 1},

@@ -63,6 +63,7 @@ PLAIN = NetworkSpec(
     weights="float32",
 )
 EXPERTS = ExpertsSpec(8, 0, 8, 2, True, 24, 0, "silu")
+SLOPES = (0.5, 0.03, 0.2, 0.003)
 SPARSE = (LayerSpec("experts"), LayerSpec("experts"))
 
 
@@ -177,6 +178,8 @@ class Numpy:
         if spec.softcap:
             scores = spec.softcap * np.tanh(scores / spec.softcap)
         back = np.arange(count)[:, None] - np.arange(count)
+        if spec.alibi:
+            scores = scores - np.array(spec.alibi)[:, None, None] * back
         window = self.spec.layers[index].window or count
         scores = np.where((back >= 0) & (back < window), scores, -np.inf)
         shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -257,6 +260,9 @@ CASES = {
     "sandwich": replace(PLAIN, block=BlockSpec(False, "a", "b", "c", "d")),
     "score_cap": with_attention(softcap=2.0),
     "score_cap_and_window": replace(with_attention(softcap=2.0, kv_heads=1), layers=(LayerSpec(window=9), LayerSpec())),
+    "alibi": with_attention(rope=None, alibi=SLOPES),
+    "alibi_and_window": replace(with_attention(rope=None, alibi=SLOPES), layers=(LayerSpec(window=9), LayerSpec())),
+    "alibi_and_cap": with_attention(rope=None, alibi=SLOPES, softcap=2.0),
     "logit_cap": replace(PLAIN, logit_softcap=3.0),
     "embedding_scale": replace(PLAIN, embedding_scale=math.sqrt(HIDDEN)),
     "scale": with_attention(scale=0.4),
@@ -328,7 +334,17 @@ def test_the_feature_matters(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "case", ["window", "wide_window", "experts", "mixed_layers", "learned", "score_cap_and_window"]
+    "case",
+    [
+        "window",
+        "wide_window",
+        "experts",
+        "mixed_layers",
+        "learned",
+        "score_cap_and_window",
+        "alibi",
+        "alibi_and_window",
+    ],
 )
 def test_chunks_beside_answers(case: str) -> None:
     """Prompts in chunks of at most 16 tokens per step, beside sequences that decode."""

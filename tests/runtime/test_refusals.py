@@ -31,7 +31,7 @@ def converted(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[
     [
         ({"architecture": "DbrxForCausalLM"}, "architecture='DbrxForCausalLM'"),
         ({"hidden_act": "mish"}, "hidden_act='mish'"),
-        ({"position_embedding_type": "alibi_with_scale"}, "position_embedding_type='alibi_with_scale'"),
+        ({"position_embedding_type": "relative"}, "position_embedding_type='relative'"),
         ({"position_embedding_type": "rope_gptj"}, "rope_gptj"),
         ({"do_layer_norm_before": False}, "do_layer_norm_before=False"),
         ({"rotary_scaling": {"type": "longrope", "factor": 4.0}}, "'longrope'"),

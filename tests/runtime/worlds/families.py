@@ -13,14 +13,14 @@ from shardyard.runtime.world import World
 for job in json.loads(Path(sys.argv[1]).read_text()):
     checkpoint = Path(job["checkpoint"])
     mapping = read_config(checkpoint)["mapping"]
-    world = World(mapping["tp_size"], mapping["pp_size"])
-    spec, arrays = rank_arrays(checkpoint, world.rank, weights="float32")
+    world = World(mapping["tp_size"], mapping["pp_size"], mapping["cp_size"])
+    spec, arrays = rank_arrays(checkpoint, world.file, weights="float32")
     model = RankModel(spec, arrays, world, RankSettings.exact())
     whole = []
     for tokens in job["prompts"]:
         shares = world.comm.gather(model.logits(tokens))
         if world.leader:
-            whole.append(np.concatenate([share for share in shares if share is not None], axis=1))
+            whole.append(np.concatenate([shares[rank] for rank in world.results_from], axis=1))
     if world.leader:
         np.savez(checkpoint / "logits.npz", *whole)
     world.flush()
