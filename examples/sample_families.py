@@ -33,6 +33,18 @@ SHAPES: dict[str, dict[str, int]] = {
         "num_key_value_heads": 2,
         "vocab_size": 151936,
     },
+    # For qwen3_moe: 0.9 billion parameters, of which a token meets 170 million.
+    "moe": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "vocab_size": 32000,
+        "num_experts": 64,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 384,
+    },
 }
 #: The shape "tiny" of the families that came later is smaller still.
 _SMALL = {

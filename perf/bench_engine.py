@@ -4,6 +4,8 @@ A checkpoint of Llama's architecture in the shape of Qwen2.5-0.5B (494 M paramet
 made on the spot and goes through convert and build, with int8 and with bfloat16 weights. Then this engine (tp=1 on two
 threads, tp=2 on one each, and tp=1 with OpenVINO's own products) and the peers that are installed run in turns, and a
 table gives the medians beside what the machine allows: memory bandwidth, and products per second in registers.
+``--shape moe`` is a mixture of experts instead (Qwen3-MoE's architecture, 64 experts of which a token goes to 8), of
+which a step reads the experts that are chosen; no peer runs it.
 
 ``--peers PYTHON`` names the interpreter that has ``llama_cpp`` or ``openvino_genai``; ``--genai DIR`` the model that
 ``optimum-cli export openvino --weight-format int8 --sym`` made of the benchmark's checkpoint.
@@ -30,12 +32,15 @@ from shardyard.toolchain import cpu_features, cpu_model, package_version
 __all__ = ["main", "make_checkpoint"]
 
 MAKER = Path(__file__).resolve().parent.parent / "examples" / "make_checkpoint.py"
+#: Families of shapes that are not Llama's. The peers take no other.
+FAMILIES = {"moe": "qwen3_moe"}
 COLUMNS = (
     "weights",
     "engine",
     "batch",
     "decode tok/s",
     "min-max",
+    "MB a step reads",
     "of the limit",
     "prefill tok/s",
     "min-max",
@@ -56,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="bench_engine", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, default=Path("work/bench-engine"), help="keeps checkpoint and engines")
-    parser.add_argument("--shape", default="0.5b", help="a shape of examples/make_checkpoint.py")
+    parser.add_argument("--shape", default="0.5b", help="tiny, 0.5b, or moe: of examples/make_checkpoint.py")
     parser.add_argument("--batches", default="1,8,16,64", help="batch sizes")
     parser.add_argument("--rounds", type=int, default=5, help="each engine is started so many times")
     parser.add_argument("--repeats", type=int, default=1, help="measured runs per start and batch size")
@@ -102,6 +107,8 @@ def _contenders(args: argparse.Namespace, console: Console) -> list[Contender]:
         for tp, matmul in [(tp, "auto") for tp in args.tp] + [(1, "plugin")]:
             work = args.work / args.shape
             found.append(own_engine(checkpoint, work, weights, matmul, tp, options, max(batches), console))
+    if args.shape in FAMILIES:
+        return found
     others = peers(args.peers, checkpoint, args.work / args.shape, args.genai, batches, args.repeats)
     return found + [peer for peer in others if peer.weights in args.weights]
 
@@ -118,7 +125,8 @@ def make_checkpoint(folder: Path, shape: str, fields: Mapping[str, object], cons
         raise ToolchainError(f"{MAKER} is missing", why="it makes the checkpoint", fix="run in a source checkout")
     console.stage("bench", f"making {folder}")
     options = [text for key, value in fields.items() for text in ("--set", f"{key}={json.dumps(value)}")]
-    program = [sys.executable, str(MAKER), "--out", str(folder), "--shape", shape, "--dtype", "bfloat16", *options]
+    options += ["--family", FAMILIES.get(shape, "llama"), "--shape", shape, "--dtype", "bfloat16"]
+    program = [sys.executable, str(MAKER), "--out", str(folder), *options]
     subprocess.run(program, check=True, capture_output=True)
 
 
@@ -128,14 +136,16 @@ def _rows(contender: Contender, said: Sequence[Said], limits: Limits, need: Need
     for batch in sorted({run.batch for run in runs}):
         mine = [run for run in runs if run.batch == batch]
         decode, prefill = _median(run.decode for run in mine), _median(run.prefill for run in mine)
-        # A step reads all weights once and multiplies each with every sequence: it takes the longer of the two.
-        shortest = max(need.read / limits.bandwidth, need.products * batch / peak if peak else 0)
+        # A step reads its weights once and multiplies them with every sequence: it takes the longer of the two.
+        read = need.read(batch)
+        shortest = max(read / limits.bandwidth, need.products * batch / peak if peak else 0)
         yield (
             contender.weights,
             contender.name,
             batch,
             f"{decode:.1f}",
             _spread(run.decode for run in mine),
+            f"{read / 1e6:.0f}",
             f"{decode / batch * shortest:.0%}",
             f"{prefill:.0f}",
             _spread(run.prefill for run in mine),
@@ -146,7 +156,7 @@ def _rows(contender: Contender, said: Sequence[Said], limits: Limits, need: Need
 
 def _start(contender: Contender, said: Sequence[Said], need: Need) -> tuple[object, ...]:
     loads, resident = _median(each.load_s for each in said), said[0].resident
-    return contender.weights, contender.name, f"{loads:.2f}", f"{resident / 1e6:.0f}", f"{need.read / 1e6:.0f}"
+    return contender.weights, contender.name, f"{loads:.2f}", f"{resident / 1e6:.0f}", f"{need.weights / 1e6:.0f}"
 
 
 def _median(values: Iterator[float]) -> float:

@@ -6,10 +6,13 @@ import ctypes
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from shardyard.perf.bandwidth import read_bandwidth
 from shardyard.runtime.engine_file import open_engine
-from shardyard.runtime.names import EMBEDDING
+from shardyard.runtime.names import EMBEDDING, HEAD
 from shardyard.runtime.native.library import native_library
 from shardyard.runtime.native.packing import is_packed
 
@@ -34,14 +37,29 @@ class Limits:
 
 @dataclass(frozen=True)
 class Need:
-    """What one decode step of one sequence needs: ``read`` bytes of weights, and as many ``products``.
+    """What decoding needs: ``dense`` bytes of weights that every step reads, and ``experts`` bytes of which each token
+    chooses the share ``chosen``; ``products`` of one token.
 
     ``prompt_products`` are those of a prompt's token: all but the head's.
     """
 
-    read: int
-    products: int
-    prompt_products: int
+    dense: int
+    experts: int
+    chosen: float
+    products: float
+    prompt_products: float
+
+    @property
+    def weights(self) -> int:
+        """All bytes of weights, chosen or not."""
+        return self.dense + self.experts
+
+    def read(self, batch: int) -> float:
+        """Return the bytes that a step of ``batch`` tokens reads: an expert's once, however many tokens go to it.
+
+        Which experts those are is up to the tokens; this is the mean where each token chooses on its own and evenly.
+        """
+        return self.dense + self.experts * (1 - (1 - self.chosen) ** batch)
 
 
 def measure_limits(threads: int) -> Limits:
@@ -73,14 +91,25 @@ def _together(library: ctypes.CDLL, level: int, kind: int, threads: int) -> floa
 
 def network_need(engine: Path, ranks: int) -> Need:
     """Return what an engine's ranks need together: embedding rows that are only looked up cost nothing."""
-    read = products = head = 0
+    read, products, head, chosen = [0, 0], [0, 0], 0, 0.0
     for rank in range(ranks):
         spec, arrays = open_engine(engine / f"rank{rank}.engine")
         for name, array in arrays.items():
             if name == EMBEDDING and not spec.tied:
                 continue
-            read += array.nbytes
-            if (array.ndim == 2 and array.shape[1] > 1) or is_packed(array):
-                products += array.size
-                head += array.size if name in (EMBEDDING, "lm_head.weight") else 0
-    return Need(read, products, products - head)
+            of_experts = _of_experts(array)
+            read[of_experts] += array.nbytes
+            if is_packed(array) or (array.ndim > 1 and array.shape[-1] > 1):
+                products[of_experts] += array.size
+                head += array.size if name in (EMBEDDING, HEAD) else 0
+        chosen = spec.experts.top_k / spec.experts.total if spec.experts else 0.0
+    each = products[False] + chosen * products[True]
+    return Need(read[False], read[True], chosen, each, each - head)
+
+
+def _of_experts(array: NDArray[Any]) -> bool:
+    """Whether an engine's array holds something of each expert: no other has an axis more than a matrix, or its scales.
+
+    Packed ones have two more than plain ones.
+    """
+    return array.ndim in (3, 5)

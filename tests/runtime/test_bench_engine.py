@@ -17,7 +17,7 @@ from shardyard.errors import LaunchError
 from shardyard.perf.bandwidth import read_bandwidth
 from shardyard.perf.bench_engine import main
 from shardyard.perf.engine_contenders import peers
-from shardyard.perf.engine_limits import measure_limits
+from shardyard.perf.engine_limits import measure_limits, network_need
 from shardyard.perf.peers.gguf import write_gguf
 
 
@@ -96,3 +96,28 @@ def test_registers_are_faster_than_memory() -> None:
 def test_bandwidth_is_a_rate_of_memory() -> None:
     # From one old memory channel to what no machine reads with one thread.
     assert 1e9 < read_bandwidth(1, passes=2) < 500e9
+
+
+def test_of_experts_only_the_chosen_are_read(
+    make_checkpoint: Callable[..., Path], make_engine: Callable[..., Path]
+) -> None:
+    # 3 of 8 experts in each of 3 layers; hidden 64, inner 128, a byte each and a float32 scale for each row.
+    checkpoint = make_checkpoint("--family", "qwen3_moe", "--set", "moe_intermediate_size=128")
+    expert = 3 * (3 * 64 * 128 + 4 * (2 * 128 + 64))
+    needs = []
+    for matmul in ("native", "plugin"):
+        options = {"checkpoint": checkpoint, "quantization": "w8a16", "engine": {"matmul": matmul}}
+        needs.append(network_need(make_engine(**options), 1))
+        whole = network_need(make_engine(parallel={"tp": 2, "moe_ep": 2}, **options), 2)
+        assert (whole.experts, whole.chosen) == (8 * expert, 3 / 8)
+    for need in needs:
+        assert (need.experts, need.chosen) == (8 * expert, 3 / 8)
+        assert need.read(1) == need.dense + 3 * expert
+        assert need.read(2) == pytest.approx(need.dense + (1 - (5 / 8) ** 2) * 8 * expert)
+        assert need.read(1000) == pytest.approx(need.weights)
+    assert needs[0].dense == pytest.approx(needs[1].dense, rel=0.01)  # A packed head is padded to whole blocks.
+
+
+def test_a_dense_network_is_read_whole(make_engine: Callable[..., Path]) -> None:
+    need = network_need(make_engine(), 1)
+    assert (need.experts, need.chosen, need.read(1), need.read(64)) == (0, 0.0, need.dense, need.weights)
