@@ -56,7 +56,7 @@ lint: $(STAMP)   ## style and types
 
 bench: bench-engine bench-convert  ## every benchmark
 
-bench-engine: $(STAMP)  ## decode and prefill rates of the embedded engine, beside the machine's memory bandwidth
+bench-engine: $(STAMP)  ## decode and prefill rates of the embedded engine, beside the machine's limits (BENCH_ARGS="--shape moe": experts)
 	$(BIN)/python -m shardyard.perf.bench_engine $(BENCH_ARGS)
 
 bench-convert: $(STAMP)  ## speed and memory of convert, beside a plain cp of the same bytes

@@ -17,23 +17,28 @@ namespace {
 
 // What an expert reads and makes of the tokens that go to it.
 struct Answers {
+    std::size_t expert;
     std::vector<std::size_t> tokens;
     std::vector<float> shares, rows, inner, results;
 
-    // Finds the tokens whose share is above zero, and gathers their rows of x [.., width].
-    void gather(const float* every, std::size_t count, const float* x, std::size_t width) {
-        tokens.clear();
-        shares.clear();
+    // Finds the tokens whose share is above zero.
+    Answers(std::size_t number, const float* every, std::size_t count) : expert(number) {
         for (std::size_t t = 0; t < count; ++t) {
             if (every[t] > 0) {
                 tokens.push_back(t);
                 shares.push_back(every[t]);
             }
         }
+    }
+
+    // Returns the tokens' rows of x [count, width]: x itself where all go to this expert.
+    const float* gather(const float* x, std::size_t count, std::size_t width) {
+        if (tokens.size() == count) return x;
         rows.resize(tokens.size() * width);
         for (std::size_t i = 0; i < tokens.size(); ++i) {
             std::memcpy(rows.data() + i * width, x + tokens[i] * width, width * sizeof(float));
         }
+        return rows.data();
     }
 
     void add_to(float* y, std::size_t width) const {
@@ -79,28 +84,33 @@ public:
         const auto* shares = inputs[2].data<const float>();
         auto* y = outputs[0].data<float>();
         std::memcpy(y, inputs[0].data<const float>(), inputs[0].get_byte_size());
-        Answers answers;
+        std::vector<Answers> chosen;
         for (std::size_t expert = 0; 3 * expert < matrices_.size(); ++expert) {
-            answers.gather(shares + expert * shape[0], shape[0], x, shape[1]);
-            if (answers.tokens.empty()) continue;
-            answer(expert, answers);
-            answers.add_to(y, shape[1]);
+            chosen.emplace_back(expert, shares + expert * shape[0], shape[0]);
+            if (chosen.back().tokens.empty()) chosen.pop_back();
         }
+        answer(chosen, x, shape[0], shape[1]);
+        for (const Answers& each : chosen) each.add_to(y, shape[1]);
         return true;
     }
 
 private:
-    void answer(std::size_t expert, Answers& answers) const {
-        const PackedMatrix& up = known_matrix(matrices_[3 * expert]);
-        const PackedMatrix& gate = known_matrix(matrices_[3 * expert + 1]);
-        const PackedMatrix& projection = known_matrix(matrices_[3 * expert + 2]);
-        const std::size_t tokens = answers.tokens.size();
+    // The branches of all chosen experts are one loop, and what leads back from them another.
+    void answer(std::vector<Answers>& chosen, const float* x, std::size_t count, std::size_t width) const {
+        std::vector<Task> branches, back;
+        for (Answers& each : chosen) {
+            const std::int64_t* numbers = matrices_.data() + 3 * each.expert;
+            const PackedMatrix &up = known_matrix(numbers[0]), &projection = known_matrix(numbers[2]);
+            const std::size_t tokens = each.tokens.size();
+            each.inner.resize(tokens * up.rows);
+            each.results.resize(tokens * projection.rows);
+            branches.push_back(
+                {up, &known_matrix(numbers[1]), each.gather(x, count, width), tokens, each.inner.data()});
+            back.push_back({projection, nullptr, each.inner.data(), tokens, each.results.data()});
+        }
         const auto level = static_cast<Level>(level_);
-        answers.inner.resize(tokens * up.rows);
-        answers.results.resize(tokens * projection.rows);
-        multiply(up, &gate, static_cast<Activation>(activation_), level, answers.rows.data(), tokens,
-                 answers.inner.data());
-        multiply(projection, nullptr, Activation::none, level, answers.inner.data(), tokens, answers.results.data());
+        multiply_together(branches, static_cast<Activation>(activation_), level);
+        multiply_together(back, Activation::none, level);
     }
 
     std::vector<std::int64_t> matrices_;

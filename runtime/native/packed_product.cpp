@@ -18,6 +18,14 @@ constexpr std::size_t kFewInt8 = 8, kFewBfloat16 = 4;
 // With more than these a portion has this many blocks at least, since all activations are read for each.
 constexpr std::size_t kMany = 16, kManyBlocks = 8;
 constexpr std::size_t kTokenPortion = 16;
+// Of several products, the activations of so many are prepared by one thread at a time.
+constexpr std::size_t kTasks = 8;
+
+// How many blocks a thread takes at a time.
+std::size_t portion_blocks(const PackedMatrix& matrix, const PackedMatrix* gate, std::size_t tokens) {
+    const std::size_t bytes = matrix.block_bytes() * (gate ? 2 : 1);
+    return std::max(tokens > kMany ? kManyBlocks : 1, kPortion / bytes);
+}
 
 const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
     const std::size_t few = kind == Kind::int8 ? kFewInt8 : kFewBfloat16;
@@ -97,9 +105,46 @@ void multiply(const PackedMatrix& matrix, const PackedMatrix* gate, Activation a
         kernel.prepare(x, matrix.columns, tokens, first, last, prepared);
     });
     const Product product{matrix, gate, activation, kernel, prepared, tokens, y};
-    const std::size_t bytes = matrix.block_bytes() * (gate ? 2 : 1);
-    const std::size_t grain = std::max(tokens > kMany ? kManyBlocks : 1, kPortion / bytes);
+    const std::size_t grain = portion_blocks(matrix, gate, tokens);
     in_parts(matrix.blocks(), grain, [&](std::size_t first, std::size_t last) { product.blocks(first, last); });
+}
+
+void multiply_together(const std::vector<Task>& tasks, Activation activation, Level level) {
+    thread_local std::vector<std::uint8_t> memory;
+    struct Portion {
+        std::size_t task, first, last;
+    };
+    std::vector<const Kernel*> kernels;
+    std::vector<std::size_t> starts, owners;
+    std::vector<Portion> portions;
+    std::size_t bytes = 0;
+    for (std::size_t i = 0; i < tasks.size(); ++i) {
+        const Task& task = tasks[i];
+        kernels.push_back(&kernel_for(level, task.matrix.kind, task.tokens));
+        const bool shared = i && task.x == tasks[i - 1].x && task.tokens == tasks[i - 1].tokens &&
+                            kernels[i] == kernels[i - 1] && task.matrix.columns == tasks[i - 1].matrix.columns;
+        if (!shared) owners.push_back(i);
+        starts.push_back(shared ? starts.back() : bytes);
+        if (!shared) bytes += (kernels[i]->prepared_bytes(task.tokens, task.matrix.columns) + 63) & ~std::size_t{63};
+        const std::size_t grain = portion_blocks(task.matrix, task.gate, task.tokens);
+        for (std::size_t first = 0; first < task.matrix.blocks(); first += grain) {
+            portions.push_back({i, first, std::min(task.matrix.blocks(), first + grain)});
+        }
+    }
+    std::uint8_t* prepared = aligned(memory, bytes);
+    in_parts(owners.size(), kTasks, [&](std::size_t first, std::size_t last) {
+        for (std::size_t i = first; i < last; ++i) {
+            const Task& task = tasks[owners[i]];
+            kernels[owners[i]]->prepare(task.x, task.matrix.columns, task.tokens, 0, task.tokens,
+                                        prepared + starts[owners[i]]);
+        }
+    });
+    in_parts(portions.size(), 1, [&](std::size_t index, std::size_t) {
+        const auto& [i, first, last] = portions[index];
+        const Task& task = tasks[i];
+        Product{task.matrix, task.gate, activation, *kernels[i], prepared + starts[i], task.tokens, task.y}.blocks(
+            first, last);
+    });
 }
 
 void unpack_row(const PackedMatrix& matrix, std::size_t row, float* y) {

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "gating.hpp"
 #include "packed_matrix.hpp"
@@ -18,6 +19,18 @@ Level best_level();
 // y [tokens, rows] = x [tokens, columns] · Wᵀ; with a gate G of the same shape, act(x · Gᵀ) · (x · Wᵀ).
 void multiply(const PackedMatrix& matrix, const PackedMatrix* gate, Activation activation, Level level, const float* x,
               std::size_t tokens, float* y);
+
+// One of several products that are made at once; as the arguments of `multiply`.
+struct Task {
+    const PackedMatrix& matrix;
+    const PackedMatrix* gate;
+    const float* x;
+    std::size_t tokens;
+    float* y;
+};
+
+// Makes all of them in one loop over their blocks. Those in a row that have the same x and tokens share its preparation.
+void multiply_together(const std::vector<Task>& tasks, Activation activation, Level level);
 
 // y [columns] = row `row` of the matrix.
 void unpack_row(const PackedMatrix& matrix, std::size_t row, float* y);

@@ -16,6 +16,8 @@ from shardyard.runtime.native.packing import pack
 from shardyard.runtime.native.products import Expert, Level, PackedMatrix, best_level, load_products
 
 HIDDEN, INNER = 128, 64
+#: Rows of an expert that are more than a thread takes at a time.
+WIDE = 1088
 LEVELS: tuple[Level, ...] = get_args(Level)[: get_args(Level).index(best_level()) + 1]
 
 
@@ -46,12 +48,15 @@ def mixture(level: Level, experts: list[Expert], values: tuple[Any, Any, Any], t
 @given(
     tokens=st.sampled_from([1, 2, 7, 17, 40]),
     count=st.integers(1, 5),
+    inner=st.sampled_from([INNER, WIDE]),
     threads=st.integers(1, 2),
     seed=st.integers(0, 99),
 )
-def test_the_sum_over_experts(level: Level, kind: str, tokens: int, count: int, threads: int, seed: int) -> None:
+def test_the_sum_over_experts(
+    level: Level, kind: str, tokens: int, count: int, inner: int, threads: int, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
-    shapes = ((INNER, HIDDEN), (INNER, HIDDEN), (HIDDEN, INNER))
+    shapes = ((inner, HIDDEN), (inner, HIDDEN), (HIDDEN, inner))
     made = [[matrix(rng, *shape, kind) for shape in shapes] for _ in range(count)]
     total, x = (rng.standard_normal((tokens, HIDDEN), np.float32) for _ in range(2))
     shares = rng.random((count, tokens), np.float32) * (rng.random((count, tokens)) < 0.4)
@@ -61,7 +66,7 @@ def test_the_sum_over_experts(level: Level, kind: str, tokens: int, count: int, 
         gated = x @ gate[1].T
         wanted += share[:, None] * ((gated / (1 + np.exp(-gated)) * (x @ up[1].T)) @ back[1].T)
     # AVX2 leaves activations as they are, others round them.
-    assert np.abs(got - wanted).max() <= (1e-5 if level == "avx2" else 0.02) * max(1.0, np.abs(wanted).max())
+    assert np.abs(got - wanted).max() <= (1e-5 if level == "avx2" else 0.05) * max(1.0, np.abs(wanted).max())
 
 
 def test_idle_experts_are_not_read() -> None:
