@@ -29,8 +29,8 @@ __all__ = ["Run", "ask", "main", "measure"]
 class Run:
     """One batch: rates in tokens per second; ``compute_share`` of the wall time the leader's network computed.
 
-    Prefill: all prompts' tokens until the last of the sequences has its first token. Decode: the tokens after that
-    moment until the last one.
+    Prefill: all prompts' tokens, until each sequence has the one token that it was to have: so no answers compete for
+    the steps. Decode, of other sequences: the tokens after the moment at which all have begun.
     """
 
     batch: int
@@ -42,17 +42,20 @@ class Run:
 def measure(executor: Executor, batch: int, prompt_tokens: int, new_tokens: int, seed: int) -> Run:
     """Send ``batch`` random prompts at once and wait until each has ``new_tokens`` tokens."""
     random = np.random.default_rng(seed)
-    before, started = executor.stats().compute_s, time.perf_counter()
-    answers = ask(executor, random.integers(3, executor.limits.vocab, (batch, prompt_tokens)).tolist(), new_tokens)
-    times = [[when for when, _ in answer] for answer in answers]
+    # No prompt is like another, so that nothing of it can be found in the cache.
+    reading, prompts = random.integers(3, executor.limits.vocab, (2, batch, prompt_tokens)).tolist()
+    started = time.perf_counter()
+    read = max(answer[-1][0] for answer in ask(executor, reading, 1))
+    before, began = executor.stats().compute_s, time.perf_counter()
+    times = [[when for when, _ in answer] for answer in ask(executor, prompts, new_tokens)]
     all_started = max(sequence[0] for sequence in times)
     ended = max(sequence[-1] for sequence in times)
     late = sum(when > all_started for sequence in times for when in sequence)
     return Run(
         batch=batch,
-        prefill=batch * prompt_tokens / (all_started - started),
+        prefill=batch * prompt_tokens / (read - started),
         decode=late / (ended - all_started) if late else 0.0,
-        compute_share=(executor.stats().compute_s - before) / (ended - started),
+        compute_share=(executor.stats().compute_s - before) / (ended - began),
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,8 @@ def write_rank_engine(
     layers = stages or _placed(config)
     file = open_stage(checkpoint, rank, config, _placed(config), layers)
     spec = _describe(config, rank, file, layers, weights, max_positions)
+    if config.get("tie_word_embeddings"):
+        spec = _sharing_head(spec, file)
     arrays = _plan(config, spec, file)
     plan = {made.info.name: made for made in (pack_arrays(arrays, spec) if packed else arrays)}
     infos = aligned_order(made.info for made in plan.values())
@@ -135,28 +138,56 @@ def _describe(
     return spec
 
 
-def _same_rows(file: RankTensors) -> bool:
-    """Whether embedding and head are equal in this file, so that one of them is enough."""
-    embedding, head = file.array(EMBEDDING), file.array(HEAD)
+def _same_rows(file: RankTensors, embedding_rows: slice = slice(None), head_rows: slice = slice(None)) -> bool:
+    """Whether these rows of embedding and head are equal in this file, so that one of them is enough."""
+    embedding, head = file.array(EMBEDDING)[embedding_rows], file.array(HEAD)[head_rows]
     return embedding.shape == head.shape and np.array_equal(embedding.view(np.uint8), head.view(np.uint8))
+
+
+def _sharing_head(spec: NetworkSpec, file: RankTensors) -> NetworkSpec:
+    """Return the network that looks tokens up in its share of the head, where the rank file holds the embedding whole
+    and the head is a part of it: an engine then holds the table once, and not once on each rank.
+    """
+    if spec.tied or spec.tp == 1 or spec.embedding != "whole" or spec.learned_positions or spec.pp > 1:
+        return spec
+    mine = slice(spec.vocab_start, spec.vocab_start + spec.vocab_valid)
+    same = _same_rows(file, mine, slice(spec.vocab_valid))
+    return replace(spec, tied=True, embedding="vocab") if same else spec
 
 
 def _plan(config: Mapping[str, Any], spec: NetworkSpec, file: RankTensors) -> Iterator[MadeArray]:
     """Yield every array of the rank's engine."""
-    tied = config.get("tie_word_embeddings")
-    for name, entry in file.entries.items():
-        if name in _BUFFERS or (spec.tied and name == HEAD):
-            continue
-        if len(entry.shape) == 1 or name.endswith(_ALWAYS_FLOAT32):
-            yield from _cast(file, name, np.dtype(np.float32))
-        elif spec.weights in BY_NAME:
-            yield from _cast(file, name, BY_NAME[spec.weights])
-        elif file.in_groups(name):
-            yield from kept_arrays(file, name)
-        elif file.algo in GROUPED_BITS or name == POSITIONS or (name == EMBEDDING and not tied):
-            yield from _cast(file, name, entry.dtype)
-        else:
-            yield from _MAKERS["int8" if name in (EMBEDDING, HEAD) else spec.weights](file, name)
+    # Of embedding and head, if they are one, the one is kept whose rows are this rank's, as the embedding.
+    shared = spec.tied and file.entries[HEAD].shape != file.entries[EMBEDDING].shape
+    left_out = (*_BUFFERS, *([EMBEDDING if shared else HEAD] if spec.tied else []))
+    for name in file.entries:
+        if name not in left_out:
+            made = _made(config, spec, file, name)
+            yield from _under(EMBEDDING, made, HEAD) if name == HEAD and shared else made
+
+
+def _made(config: Mapping[str, Any], spec: NetworkSpec, file: RankTensors, name: str) -> Iterator[MadeArray]:
+    entry = file.entries[name]
+    if len(entry.shape) == 1 or name.endswith(_ALWAYS_FLOAT32):
+        return _cast(file, name, np.dtype(np.float32))
+    if spec.weights in BY_NAME:
+        return _cast(file, name, BY_NAME[spec.weights])
+    if file.in_groups(name):
+        return kept_arrays(file, name)
+    table = name == POSITIONS or (name == EMBEDDING and not config.get("tie_word_embeddings"))
+    if file.algo in GROUPED_BITS or table:
+        return _cast(file, name, entry.dtype)
+    return _MAKERS["int8" if name in (EMBEDDING, HEAD) else spec.weights](file, name)
+
+
+def _under(name: str, arrays: Iterable[MadeArray], kept: str) -> Iterator[MadeArray]:
+    """Yield arrays of ``kept`` under the names that those of ``name`` would have."""
+    for made in arrays:
+        yield replace(made, info=replace(made.info, name=made.info.name.replace(_stem(kept), _stem(name))))
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix("weight")
 
 
 _MAKERS: dict[str, Callable[[RankTensors, str], Iterator[MadeArray]]] = {"int8": int8_arrays, "int4": int4_arrays}

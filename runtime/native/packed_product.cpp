@@ -14,7 +14,7 @@ namespace {
 // waiting for a few microseconds only, enough that taking costs nothing.
 constexpr std::size_t kPortion = 128 << 10;
 // With more tokens than these, tiles of 16 are full enough to pay.
-constexpr std::size_t kFewInt8 = 8, kFewBfloat16 = 4;
+constexpr std::size_t kFewInt8 = 3, kFewBfloat16 = 4;
 // With more than these a portion has this many blocks at least, since all activations are read for each.
 constexpr std::size_t kMany = 16, kManyBlocks = 8;
 constexpr std::size_t kTokenPortion = 16;

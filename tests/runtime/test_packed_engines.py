@@ -16,7 +16,7 @@ from shardyard.builder.targets.cpu_build import cpu_target
 from shardyard.builder.targets.cpu_packing import choose_matmul
 from shardyard.errors import PipelineError
 from shardyard.runtime.engine_file import open_engine
-from shardyard.runtime.native.packing import is_packed, plain_arrays
+from shardyard.runtime.native.packing import is_packed, plain_arrays, unpack
 from shardyard.runtime.native.products import best_level
 from shardyard.runtime.rank import RankModel, RankSettings
 from shardyard.runtime.request import Request
@@ -52,7 +52,7 @@ def test_logits_are_those_of_the_same_numbers(make_engine: Callable[..., Path], 
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("form", "tied"), [("int8", "false"), ("bfloat16", "true")])
 def test_two_ranks_answer_as_one(
     make_checkpoint: Callable[..., Path],
     make_engine: Callable[..., Path],
@@ -61,17 +61,31 @@ def test_two_ranks_answer_as_one(
     run_world: Any,
     tmp_path: Path,
     form: str,
+    tied: str,
 ) -> None:
     # Each rank's columns are a multiple of 64, so both grids have the same groups.
-    checkpoint = make_checkpoint("--set", "intermediate_size=512")
+    checkpoint = make_checkpoint("--set", "intermediate_size=512", "--set", f"tie_word_embeddings={tied}")
     requests = [{"prompt": PROMPT[:n], "max_new_tokens": 8} for n in (1, 7, 40)]
     (tmp_path / "requests.json").write_text(json.dumps(requests))
     with executing(make_engine(checkpoint=checkpoint, **FORMS[form])) as executor:
         one = generate(executor, [Request(**request) for request in requests])
-    two = run_world(
-        2, "generate.py", make_engine(tp=2, checkpoint=checkpoint, **FORMS[form]), tmp_path / "requests.json", 0
-    )
+    engine = make_engine(tp=2, checkpoint=checkpoint, **FORMS[form])
+    two = run_world(2, "generate.py", engine, tmp_path / "requests.json", 0)
     assert [answer["tokens"] for answer in two["answers"]] == one.tokens
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_tied_embedding_is_held_once_by_all_ranks(
+    make_checkpoint: Callable[..., Path], make_engine: Callable[..., Path], rank: int
+) -> None:
+    checkpoint = make_checkpoint("--set", "tie_word_embeddings=true")
+    _, one = open_engine(make_engine(checkpoint=checkpoint, **FORMS["int8"]) / "rank0.engine")
+    spec, arrays = open_engine(make_engine(tp=2, checkpoint=checkpoint, **FORMS["int8"]) / f"rank{rank}.engine")
+    assert (spec.tied, spec.embedding, spec.vocab_rows) == (True, "vocab", 258)
+    assert not {name for name in arrays if name.startswith("lm_head")}
+    table = "transformer.vocab_embedding.weight"
+    mine = unpack(arrays[table])[: spec.vocab_valid]
+    assert np.array_equal(mine, unpack(one[table])[spec.vocab_start :][: spec.vocab_valid])
 
 
 def test_a_tied_embedding_is_held_once(make_checkpoint: Callable[..., Path], make_engine: Callable[..., Path]) -> None:
