@@ -30,7 +30,8 @@ class Run:
     """One batch: rates in tokens per second; ``compute_share`` of the wall time the leader's network computed.
 
     Prefill: all prompts' tokens, until each sequence has the one token that it was to have: so no answers compete for
-    the steps. Decode, of other sequences: the tokens after the moment at which all have begun.
+    the steps. Decode, of the same prompts, which are in the cache then: the tokens from when all answers have begun
+    until the first ends.
     """
 
     batch: int
@@ -42,19 +43,20 @@ class Run:
 def measure(executor: Executor, batch: int, prompt_tokens: int, new_tokens: int, seed: int) -> Run:
     """Send ``batch`` random prompts at once and wait until each has ``new_tokens`` tokens."""
     random = np.random.default_rng(seed)
-    # No prompt is like another, so that nothing of it can be found in the cache.
-    reading, prompts = random.integers(3, executor.limits.vocab, (2, batch, prompt_tokens)).tolist()
+    prompts = random.integers(3, executor.limits.vocab, (batch, prompt_tokens)).tolist()
     started = time.perf_counter()
-    read = max(answer[-1][0] for answer in ask(executor, reading, 1))
+    read = max(answer[-1][0] for answer in ask(executor, prompts, 1))
     before, began = executor.stats().compute_s, time.perf_counter()
     times = [[when for when, _ in answer] for answer in ask(executor, prompts, new_tokens)]
     all_started = max(sequence[0] for sequence in times)
     ended = max(sequence[-1] for sequence in times)
-    late = sum(when > all_started for sequence in times for when in sequence)
+    first_ended = min(sequence[-1] for sequence in times)
+    until = first_ended if first_ended > all_started else ended
+    counted = sum(all_started < when <= until for sequence in times for when in sequence)
     return Run(
         batch=batch,
         prefill=batch * prompt_tokens / (read - started),
-        decode=late / (ended - all_started) if late else 0.0,
+        decode=counted / (until - all_started) if counted else 0.0,
         compute_share=(executor.stats().compute_s - before) / (ended - began),
     )
 

@@ -96,9 +96,9 @@ def closed_formulas(engine: Path) -> Mapping[str, str]:
     found = {}
     if shape.tp > 1:
         moved = 2 * (shape.tp - 1) / shape.tp * shape.hidden * 4
-        found["sums per step and stage"] = (
-            f"2 · L / p = {2 * shape.layers / shape.pp:g}{' on average' * (shape.pp > 1)}"
-        )
+        average = " on average" if shape.pp > 1 else ""
+        sums = f"2 · L / p = {2 * shape.layers / shape.pp:g}{average}"
+        found["sums per step and stage"] = f"{sums}, and one where the embedding is cut"
         found["bytes that a rank puts into a sum"] = f"T · H · 4 = {shape.hidden * 4} · T"
         found["bytes that a sum must move per rank"] = f"2 · (n − 1) / n · T · H · 4 = {moved:g} · T"
     if shape.pp > 1:
