@@ -13,11 +13,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from shardyard.errors import LaunchError, ToolchainError
 
 __all__ = [
     "WITHOUT_PROBING",
+    "Segment",
     "child_environment",
     "find_mpirun",
     "mpi_libraries",
@@ -29,6 +31,9 @@ __all__ = [
 #: Left to itself, Open MPI's OFI transport for one-sided transfers probes every fabric for a second at each start.
 #: Nothing here is one-sided: messages over OFI fabrics take another transport (the ``mtl`` of that name), which stays.
 WITHOUT_PROBING = {"OMPI_MCA_btl": "^ofi"}
+
+#: Consecutive ranks that run the same: how many, their command line, and their host if it is named.
+Segment: TypeAlias = tuple[int, Sequence[str]] | tuple[int, Sequence[str], str]
 
 
 def find_mpirun() -> Path:
@@ -88,13 +93,8 @@ def own_session() -> Iterator[dict[str, str]]:
         yield {"PRTE_MCA_prte_tmpdir_base": folder, "OMPI_MCA_orte_tmpdir_base": folder}
 
 
-def mpirun_command(
-    *segments: tuple[int, Sequence[str]] | tuple[int, Sequence[str], str], options: Sequence[str] = ()
-) -> list[str]:
-    """Return a command line that starts each ``(count, argv)`` segment's processes as consecutive ranks.
-
-    A third element names the segment's host. ``options`` are mpirun's.
-    """
+def mpirun_command(*segments: Segment, options: Sequence[str] = ()) -> list[str]:
+    """Return a command line that starts each segment's processes as consecutive ranks; ``options`` are mpirun's."""
     command = [str(find_mpirun()), "--oversubscribe", "--bind-to", "none", *options]
     for index, (count, argv, *host) in enumerate(segments):
         where = ["--host", f"{host[0]}:{count}"] if host else []

@@ -52,9 +52,16 @@ class ServeSpec(Section):
     ] = None
     exclude_input_in_output: Annotated[bool, Field(description="leave the prompt out of unary answers")] = True
     gpu: GpuServeSpec = GpuServeSpec()
+    launcher: Annotated[
+        Literal["auto", "mpirun", "slurm"],
+        Field(description="what starts the ranks; auto: Slurm inside of an allocation where it has PMIx, else mpirun"),
+    ] = "auto"
     hosts: Annotated[
         tuple[str, ...],
-        Field(strict=False, description="NAME:RANKS of each host, this one first; empty: this one alone"),
+        Field(
+            strict=False,
+            description="NAME:RANKS of each host, this one first; empty: this one, or Slurm's nodes",
+        ),
     ] = ()
     hostfile: Annotated[str | None, Field(description="the same as a file: lines NAME slots=RANKS")] = None
     launch_agent: Annotated[

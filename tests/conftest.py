@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,26 @@ def shardyard() -> RunCommand:
         )
 
     return run
+
+
+@pytest.fixture
+def slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]:
+    """Put this process into an allocation of a fake Slurm; return the file that takes its srun's calls."""
+    return partial(enter_allocation, monkeypatch, tmp_path)
+
+
+def enter_allocation(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: list[str], tasks: str) -> Path:
+    """Set what a job finds: Slurm's programs on PATH, and its variables."""
+    fake = ROOT / "tests" / "triton" / "programs" / "fake_slurm.py"
+    for name in ("scontrol", "srun"):
+        program = folder / "slurm" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -P {fake} {name} "$@"\n')
+        program.chmod(0o755)
+    calls = folder / "slurm" / "calls"
+    monkeypatch.setenv("PATH", f"{folder / 'slurm'}{os.pathsep}{os.environ['PATH']}")
+    variables = {"JOB_ID": "7", "JOB_NODELIST": ",".join(nodes), "TASKS_PER_NODE": tasks}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("FAKE_SLURM_CALLS", str(calls))
+    return calls

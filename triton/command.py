@@ -1,4 +1,4 @@
-"""The command line of a launch: mpirun, Triton as rank 0, one worker for each other rank."""
+"""The command line of a launch: Triton as rank 0, one worker for each other rank."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from pathlib import Path
 from shardyard.calls import TRACE
 from shardyard.heartbeat import LONGEST_WORK_VARIABLE
 from shardyard.log import LOG
-from shardyard.mpi import mpirun_command
+from shardyard.mpi import Segment
 from shardyard.report import REPORT_TO
 from shardyard.serve_spec import ServeSpec
 from shardyard.triton.control import restrictions
-from shardyard.triton.guard import RUN_VARIABLE
+from shardyard.triton.guard import PIDS, RUN_VARIABLE
 from shardyard.triton.hosts import Placement
+from shardyard.triton.launcher import Launcher
 from shardyard.triton.ports import LOOPBACK, Ports
+from shardyard.triton.run_folder import shm_prefix
+from shardyard.triton.server_files import ServerFiles
 from shardyard.triton.world import World
 
-__all__ = ["Launch", "agent_options"]
+__all__ = ["Launch"]
 
 #: Shared memory between Triton and each Python model: at the start, and what it grows by. Five models fit into the
 #: 64 MiB that containers have unless told otherwise.
@@ -40,52 +43,52 @@ EXPORTED = ("PYTHONSAFEPATH", RUN_VARIABLE, LONGEST_WORK_VARIABLE, LOG)
 EXPORTED_IF_SET = ("SHARDYARD_CACHE", "SHARDYARD_NO_COMPILER")
 
 
-def agent_options(spec: ServeSpec) -> list[str]:
-    """Return mpirun's options for reaching other hosts."""
-    agent = ["--prtemca", "plm_ssh_agent", spec.launch_agent] if spec.launch_agent else []
-    if not spec.network:
-        return agent
-    return [*agent, "--prtemca", "prte_if_include", spec.network, "--mca", "btl_tcp_if_include", spec.network]
-
-
 @dataclass(frozen=True)
 class Launch:
-    """Everything that the command line of one launch is made of."""
+    """Everything that the command line of one launch is made of. ``run``: its own folder."""
 
     spec: ServeSpec
+    launcher: Launcher
     ports: Ports
     world: World
     placement: Placement
     report_to: str | None
     model_repo: Path
-    binary: Path
-    backends: Path
-    readiness_repo: Path
+    files: ServerFiles
+    run: Path
     token: str
-    shm_prefix: str
-    pids: Path
     logs: Path
 
-    def command(self) -> list[str]:
-        """Return mpirun's command line."""
-        entry = [sys.executable, "-m", "shardyard.triton.rank_entry", str(self.pids), str(self.logs)]
-        server = [*entry, *self.tritonserver()]
-        if self.placement.hosts:
-            far = [sys.executable, "-m", "shardyard.triton.far_entry"]
-            here = self.placement.hosts[0]
-            segments = [
-                (count, [*(entry if host == here else far), *self.world.worker], host)
-                for host, count in self.placement.segments(first=1)
-            ]
-            return mpirun_command((1, server, here), *segments, options=self._far_options())
-        workers = [(self.world.ranks - 1, [*entry, *self.world.worker])] if self.world.ranks > 1 else []
-        return mpirun_command((1, server), *workers)
+    @property
+    def backends(self) -> Path:
+        """The launch's own folder of Triton's backends."""
+        return self.run / "backends"
 
-    def _far_options(self) -> list[str]:
+    @property
+    def readiness_repo(self) -> Path:
+        """The repository of the model that says whether all is ready."""
+        return self.run / "readiness"
+
+    def command(self) -> list[str]:
+        """Return the launcher's command line."""
+        return self.launcher.command(self._segments(), self._exported())
+
+    def _segments(self) -> list[Segment]:
+        entry = [sys.executable, "-m", "shardyard.triton.rank_entry", str(self.run / PIDS), str(self.logs)]
+        server, worker = [*entry, *self.tritonserver()], [*entry, *self.world.worker]
+        if not self.placement.hosts:
+            return [(1, server), *([(self.world.ranks - 1, worker)] if self.world.ranks > 1 else [])]
+        far = [sys.executable, "-m", "shardyard.triton.far_entry", *self.world.worker]
+        here = self.placement.hosts[0]
+        others = self.placement.segments(first=1)
+        return [(1, server, here), *((count, worker if host == here else far, host) for host, count in others)]
+
+    def _exported(self) -> dict[str, str | None]:
+        if not self.placement.hosts:
+            return {}
         names = (*EXPORTED, *(name for name in EXPORTED_IF_SET if name in os.environ))
-        exported = [part for name in names for part in ("-x", name)]
-        report = ["-x", f"{REPORT_TO}={self.report_to}"] if self.report_to else []
-        return [*agent_options(self.spec), *exported, *report, "--output", "tag"]
+        report = {REPORT_TO: self.report_to} if self.report_to else {}
+        return {**dict.fromkeys(names), **report}
 
     def tritonserver(self) -> list[str]:
         """Return tritonserver's command line."""
@@ -93,7 +96,7 @@ class Launch:
         options += [f"--model-repository={self.readiness_repo}", *restrictions(self.token, self.spec.open_apis)]
         options += [f"--load-model={path.parent.name}" for path in sorted(self.model_repo.glob("*/config.pbtxt"))]
         backend = [f"--backend-config=python,{name}={value}" for name, value in self._backend().items()]
-        return [str(self.binary), "--disable-auto-complete-config", *options, *backend]
+        return [str(self.files.binary), "--disable-auto-complete-config", *options, *backend]
 
     def _options(self) -> dict[str, object]:
         return {
@@ -125,7 +128,7 @@ class Launch:
 
     def _backend(self) -> dict[str, object]:
         return {
-            "shm-region-prefix-name": self.shm_prefix,
+            "shm-region-prefix-name": shm_prefix(self.token),
             "shm-default-byte-size": _SHM_BYTES,
             "shm-growth-byte-size": _SHM_BYTES,
             # Loading the engine is part of the stub's start.

@@ -53,6 +53,9 @@ PLAN = "guard.json"
 PIDS = "pids"
 MPIRUN = "mpirun"
 
+#: Slurm's launcher.
+SRUN = "srun"
+
 #: Seconds that mpirun gets to say which rank ended first and how, once all ranks are dead.
 LAST = 1.0
 
@@ -93,15 +96,24 @@ def run_processes(token: str) -> list[int]:
 def end_run(token: str, *, last: int | None = None) -> None:
     """Kill every process of a run, but let the process ``last`` end by itself if it does within ``LAST`` seconds.
 
-    It gives up on a process that does not end ``UNKILLABLE`` seconds after that: the kernel holds it.
+    So may srun's child, which ends the ranks on other nodes when srun was killed. It gives up on a process that does
+    not end ``UNKILLABLE`` seconds after that: the kernel holds it.
     """
     started = time.monotonic()
     while (alive := run_processes(token)) and time.monotonic() < started + LAST + UNKILLABLE:
         for process in alive:
-            if process != last or time.monotonic() > started + LAST:
+            spared = process == last or (last is not None and _name(process) == SRUN)
+            if not spared or time.monotonic() > started + LAST:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def clean(folder: str, shm_prefix: str) -> None:

@@ -10,16 +10,16 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shardyard import __version__
 from shardyard.content_hash import hash_file
 from shardyard.errors import LaunchError
-from shardyard.mpi import child_environment, mpirun_command, own_session
+from shardyard.mpi import child_environment, own_session
 from shardyard.toolchain import package_version
 from shardyard.triton.hosts import Placement
+from shardyard.triton.launcher import Launcher
 
 __all__ = ["HostFacts", "check_hosts", "compare_hosts"]
 
@@ -50,7 +50,7 @@ class HostFacts:
         )
 
 
-def check_hosts(placement: Placement, engine: Path, agent: Sequence[str], timeout: float) -> None:
+def check_hosts(placement: Placement, engine: Path, launcher: Launcher, timeout: float) -> None:
     """Ask every host, and compare what they say.
 
     Raises:
@@ -58,7 +58,7 @@ def check_hosts(placement: Placement, engine: Path, agent: Sequence[str], timeou
     """
     program = [sys.executable, "-m", "shardyard.triton.host_check", str(engine)]
     segments = [(1, [*program, host], host) for host, _ in placement.segments()]
-    command = mpirun_command(*segments, options=agent)
+    command = launcher.command(segments, {})
     try:
         with own_session() as session:
             environment = child_environment(session)

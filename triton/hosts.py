@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import psutil
 
 from shardyard.errors import LaunchError
 
-__all__ = ["Host", "Placement", "parse_hosts", "place", "read_hostfile"]
+__all__ = ["Host", "Placement", "is_own_name", "parse_hosts", "place", "read_hostfile"]
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,13 @@ class Host:
 
 @dataclass(frozen=True)
 class Placement:
-    """Each rank's host, in order of ranks; empty: all run here. Rank 0 always does."""
+    """Each rank's host, in order of ranks; empty: all run here. Rank 0 always does.
+
+    ``address``: where other hosts reach this one, if its name does not say.
+    """
 
     hosts: tuple[str, ...] = ()
+    address: str | None = None
 
     @property
     def elsewhere(self) -> frozenset[int]:
@@ -105,7 +110,14 @@ def place(ranks: int, hosts: Sequence[Host]) -> Placement:
     return Placement(tuple(host.name for host in hosts for _ in range(host.slots)))
 
 
+def is_own_name(name: str) -> bool:
+    """Return whether this host has that name, or Slurm calls it so."""
+    return name in (os.uname().nodename, os.uname().nodename.partition(".")[0], os.environ.get("SLURMD_NODENAME"))
+
+
 def _is_here(name: str) -> bool:
+    if is_own_name(name):
+        return True
     try:
         addresses = {str(found[4][0]) for found in socket.getaddrinfo(name, None)}
     except OSError as error:

@@ -26,6 +26,12 @@ TAIL_WIDTH = 240
 _SIGNALLED = re.compile(r"process rank (\d+) with PID \d+ on node \S+\s+exited\s+on\s+signal (\d+)")
 _EXITED = re.compile(r"Process name:\s+\S+,(\d+)\]\s+Exit code:\s+(\d+)")
 
+#: What Slurm's srun writes about each; several at once are those that it ended itself.
+_SRUN_SIGNALLED = re.compile(r"srun: error: \S+: task (\d+): (?!Exited)([A-Z][^\n(]*)")
+_SRUN_EXITED = re.compile(r"srun: error: \S+: task (\d+): Exited with exit code (\d+)")
+
+_SIGNALS = {signal.strsignal(number): int(number) for number in signal.valid_signals()}
+
 #: What a rank writes that ends the world on purpose; its peers are killed and may be seen to end before it.
 _ABORTED = re.compile(r"MPI_ABORT was invoked on rank (\d+)")
 
@@ -140,7 +146,7 @@ def _culprit(gone: Sequence[Ended], logs: Path, ranks: int) -> tuple[Ended, str]
 
 
 def _culprit_but_models(gone: Sequence[Ended], logs: Path) -> tuple[Ended, str]:
-    told, how = _told_by_mpirun(mpirun_log(logs))
+    told, how = _told_by_launcher(mpirun_log(logs))
     if gone[0].name == NAME and len(gone) == 1:
         return gone[0], "it ended by itself"
     if len(gone) == 1 and gone[0].rank is not None:
@@ -161,13 +167,17 @@ def _aborted(logs: Path, ranks: int) -> int | None:
     return None
 
 
-def _told_by_mpirun(log: Path) -> tuple[int | None, str]:
-    """Return the rank that mpirun says ended first, and how."""
+def _told_by_launcher(log: Path) -> tuple[int | None, str]:
+    """Return the rank that mpirun or srun says ended first, and how."""
     said = _read(log)
     if found := _SIGNALLED.search(said):
         return int(found[1]), f"it was killed by {_signal_name(int(found[2]))}"
     if found := _EXITED.search(said):
         return int(found[1]), f"it ended with status {found[2]}"
+    if found := _SRUN_EXITED.search(said):
+        return int(found[1]), f"it ended with status {found[2]}"
+    if found := _SRUN_SIGNALLED.search(said):
+        return int(found[1]), f"it was killed by {_signal_name(_SIGNALS.get(found[2].strip(), 0))}"
     return None, ""
 
 

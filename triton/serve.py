@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import time
 from pathlib import Path
@@ -17,20 +18,19 @@ from shardyard.heartbeat import PERIOD
 from shardyard.log import events_log
 from shardyard.serve_spec import ServeSpec
 from shardyard.spec import Pipeline
-from shardyard.triton.command import Launch, agent_options
+from shardyard.triton.command import Launch
 from shardyard.triton.end_signals import EndSignals
 from shardyard.triton.front.process import front_command
 from shardyard.triton.front.tls import check_tls, client_tls
-from shardyard.triton.guard import PIDS
 from shardyard.triton.health import probe as one_token
 from shardyard.triton.host_check import check_hosts
-from shardyard.triton.hosts import Host, Placement, parse_hosts, place, read_hostfile
+from shardyard.triton.launcher import choose_launcher
 from shardyard.triton.ports import LOOPBACK, Ports, choose_ports
 from shardyard.triton.preflight import preflight
 from shardyard.triton.readiness import Readiness, write_readiness_model
 from shardyard.triton.restart import RESTARTS
-from shardyard.triton.run_folder import RunFolder, shm_prefix
-from shardyard.triton.server_files import ServerFiles, find_server, prepare_backends
+from shardyard.triton.run_folder import RunFolder
+from shardyard.triton.server_files import find_server, prepare_backends
 from shardyard.triton.start import Probe, wait_until_ready
 from shardyard.triton.supervisor import Supervisor
 from shardyard.triton.world import World, read_world
@@ -39,6 +39,9 @@ __all__ = ["Server", "launch", "print_launch"]
 
 #: The address that means all of this machine's; its own clients connect to the loopback.
 _EVERYWHERE = "0.0.0.0"
+
+#: What begins another program in a launcher's command line.
+_PROGRAM = re.compile(r" (: |--ranks=)")
 
 #: Seconds in which the supervisor notices the dead rank behind a failed request.
 _NOTICE = 0.5
@@ -134,31 +137,31 @@ def launch(
         ArtifactError: the repository or its engine is unfinished.
         LaunchError: a port is in use, a rank ended, or the endpoint was not ready in time.
     """
-    spec = pipeline.serve
+    spec, logs, model_repo = pipeline.serve, logs.resolve(), model_repo.resolve()
     models = _count_models(model_repo)
     world = world or read_world(model_repo)
     preflight(world)
     check_tls(spec.tls)
-    placement = place(world.ranks, _hosts(spec))
+    launcher, placement = choose_launcher(spec, world.ranks)
     if placement.elsewhere and world.engine:
-        check_hosts(placement, world.engine, agent_options(spec), spec.start_timeout_s)
+        check_hosts(placement, world.engine, launcher, spec.start_timeout_s)
     files = find_server()
     ports = choose_ports(spec)
     _empty(logs, again=restarts > 0)
     endpoint = _endpoint(spec, ports, model_repo)
-    server = Server(endpoint, Supervisor(RunFolder.make(), logs.resolve(), placement, world.ranks, spec), console)
+    server = Server(endpoint, Supervisor(RunFolder.make(), logs, placement, world.ranks, spec, launcher.name), console)
     try:
         console.stage("serve", f"starting {world.ranks} rank{'s' * (world.ranks > 1)} with {files.describe()}")
         run = server.supervisor.run
         server.supervisor.log.event("starting", ranks=world.ranks, server=str(files.binary), restarts=restarts)
         report_to = server.supervisor.listen()
-        command = _command(
-            spec, ports, world, placement, report_to, model_repo, files, run.path, run.token, logs.resolve()
+        command = Launch(
+            spec, launcher, ports, world, placement, report_to, model_repo, files, run.path, run.token, logs
         )
         write_readiness_model(command.readiness_repo)
         prepare_backends(files, command.backends)
         environment = {"LD_LIBRARY_PATH": files.library_path(), RESTARTS: str(restarts)}
-        server.supervisor.start(command.command(), environment, front_command(spec, ports, logs.resolve()))
+        server.supervisor.start(command.command(), environment, front_command(spec, ports, logs))
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         server.supervisor.endpoint_is_ready(endpoint, Readiness(endpoint, run.token))
     except BaseException:
@@ -173,7 +176,7 @@ def _endpoint(spec: ServeSpec, ports: Ports, model_repo: Path) -> Endpoint:
 
 
 def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
-    """Return the command that ``launch`` would start, a line for each segment of mpirun's; nothing is started.
+    """Return the command that ``launch`` would start, a line for each of its programs; nothing is started.
 
     Where a launch has places of its own, it says RUN and TOKEN.
 
@@ -183,46 +186,23 @@ def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
     files = find_server()
     # Whoever runs the command has no front: Triton serves gRPC itself.
     spec, world = pipeline.serve.model_copy(update={"grpc_front": False}), read_world(model_repo)
-    ports, placement = choose_ports(spec), place(world.ranks, _hosts(spec))
+    ports, (launcher, placement) = choose_ports(spec), choose_launcher(spec, world.ranks)
     report_to = "TOKEN@HOST:PORT" if placement.elsewhere else None
-    command = _command(
-        spec, ports, world, placement, report_to, model_repo, files, Path("RUN"), "TOKEN", logs.resolve()
+    command = Launch(
+        spec,
+        launcher,
+        ports,
+        world,
+        placement,
+        report_to,
+        model_repo.resolve(),
+        files,
+        Path("RUN"),
+        "TOKEN",
+        logs.resolve(),
     )
-    line = shlex.join(command.command()).replace(" : ", " \\\n    : ")
+    line = _PROGRAM.sub(r" \\\n    \1", shlex.join(command.command()))
     return f"LD_LIBRARY_PATH={shlex.quote(files.library_path())} \\\n{line}"
-
-
-def _hosts(spec: ServeSpec) -> list[Host]:
-    return read_hostfile(Path(spec.hostfile)) if spec.hostfile else parse_hosts(spec.hosts)
-
-
-def _command(
-    spec: ServeSpec,
-    ports: Ports,
-    world: World,
-    placement: Placement,
-    report_to: str | None,
-    repo: Path,
-    files: ServerFiles,
-    run: Path,
-    token: str,
-    logs: Path,
-) -> Launch:
-    return Launch(
-        spec=spec,
-        ports=ports,
-        world=world,
-        placement=placement,
-        report_to=report_to,
-        model_repo=repo.resolve(),
-        binary=files.binary,
-        backends=run / "backends",
-        readiness_repo=run / "readiness",
-        token=token,
-        shm_prefix=shm_prefix(token),
-        pids=run / PIDS,
-        logs=logs,
-    )
 
 
 def _count_models(model_repo: Path) -> int:

@@ -36,7 +36,6 @@ from shardyard.triton.watch import Watch
 
 __all__ = ["Supervisor"]
 
-_MPIRUN = Ended(None, "mpirun")
 _TRITON = Ended(0, TRITON)
 _FRONT = Ended(None, NAME)
 
@@ -57,7 +56,9 @@ class Supervisor:
     says why, or is None after ``stop``.
     """
 
-    def __init__(self, run: RunFolder, logs: Path, placement: Placement, ranks: int, spec: ServeSpec) -> None:
+    def __init__(
+        self, run: RunFolder, logs: Path, placement: Placement, ranks: int, spec: ServeSpec, launcher: str = "mpirun"
+    ) -> None:
         self.run = run
         self.spec = spec
         self.logs = logs
@@ -73,7 +74,8 @@ class Supervisor:
         self._stopping = False
         self._vital: VitalSigns | None = None
         self._watch: Watch[Ended] = Watch()
-        self._expected = {guard.MPIRUN: _MPIRUN, "0": _TRITON} | {
+        self._launcher = Ended(None, launcher)
+        self._expected = {guard.MPIRUN: self._launcher, "0": _TRITON} | {
             str(n): Ended(n, "worker") for n in range(1, ranks) if n not in placement.elsewhere
         }
         self._pids: dict[str, int] = {}
@@ -84,7 +86,9 @@ class Supervisor:
         """Take reports from other hosts, if ranks run there; return the address that they need."""
         if not self.placement.elsewhere:
             return None
-        self._reports = Reports(self.placement.hosts[0], self.run.token, self.run.beats, self._far_end)
+        self._reports = Reports(
+            self.placement.address or self.placement.hosts[0], self.run.token, self.run.beats, self._far_end
+        )
         return self._reports.address
 
     def _far_end(self, end: FarEnd) -> None:
@@ -115,7 +119,7 @@ class Supervisor:
                 # A session of its own: Ctrl-C in the terminal reaches this process alone; it ends the world in order.
                 start_new_session=True,
             )
-        self._watch.add(self._guard.pid, _MPIRUN)
+        self._watch.add(self._guard.pid, self._launcher)
         self._thread.start()
 
     def _limits(self) -> dict[str, str]:
@@ -171,7 +175,7 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self._pids["0"], signal.SIGTERM)
         deadline = time.monotonic() + timeout
-        while set(self._watch.labels) - {_MPIRUN, _TRITON, _FRONT} and time.monotonic() < deadline:
+        while set(self._watch.labels) - {self._launcher, _TRITON, _FRONT} and time.monotonic() < deadline:
             self._watch.wait(deadline - time.monotonic())
 
     def _supervise(self) -> None:

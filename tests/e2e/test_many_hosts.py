@@ -73,6 +73,30 @@ def test_the_same_text_from_two_hosts(
         assert find_far_worker() == 0
 
 
+def test_a_slurm_job_of_two_hosts(
+    hosts: tuple[str, str],
+    pipeline_folder: Callable[[str], Path],
+    serve: Any,
+    shardyard: Any,
+    golden_text: Callable[[str], dict[str, str]],
+    slurm: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Slurm is a fake, whose srun starts real ranks in the order of its nodes."""
+    slurm([hosts[1], hosts[0]], "1(x2)")
+    monkeypatch.setenv("SLURMD_NODENAME", hosts[0])
+    monkeypatch.setenv("FAKE_SLURM_AGENT", str(AGENT))
+    with serve(pipeline_folder("llama")) as served:
+        done = shardyard("infer", "p.yaml", PROMPT, "--max-tokens", "16", cwd=served.folder)
+        assert (done.returncode, done.stdout) == (0, golden_text("llama")[PROMPT] + "\n"), done.stderr
+        os.kill(find_far_worker(), signal.SIGKILL)
+        assert served.process.wait(timeout=20) == 5
+        assert "rank 1 of 2 (worker on node-2) ended" in (served.folder / "serve.log").read_text()
+        assert find_far_worker() == 0
+    printed = shardyard("serve", "p.yaml", "--print", cwd=served.folder).stdout
+    assert f"--nodelist={hosts[0]},{hosts[1]} " in printed and " \\\n    --ranks=1-1 " in printed
+
+
 def test_a_far_rank_that_hangs(hosts: tuple[str, str], pipeline_folder: Callable[[str], Path], serve: Any) -> None:
     with serve(pipeline_folder("llama"), *settings(hosts, "serve.hang_timeout_s=3")) as served:
         os.kill(find_far_worker(), signal.SIGSTOP)

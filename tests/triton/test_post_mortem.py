@@ -26,6 +26,13 @@ thus causing the job to be terminated. The first process to do so was:
    Exit code:    7
 """
 EXITED_4 = EXITED.replace("[prterun-host7-10892@1,1]", "[[64013,1],1]")
+SRUN_SIGNALLED = """\
+srun: error: host7: task 1: Killed
+srun: launch/slurm: _step_signal: Terminating StepId=3.0
+srun: error: host8: tasks 0,2: Terminated
+"""
+SRUN_EXITED = "srun: error: host7: task 1: Exited with exit code 7\nsrun: error: host8: task 2: Killed\n"
+SRUN_CRASHED = "srun: error: host7: task 1: Segmentation fault (core dumped)\n"
 ABORTED = "MPI_ABORT was invoked on rank 2 in communicator MPI_COMM_WORLD\n"
 
 TRITON, MPIRUN = Ended(0, "tritonserver"), Ended(None, "mpirun")
@@ -40,6 +47,9 @@ WORKERS = [Ended(rank, "worker") for rank in range(3)]
         ([WORKERS[1]], SIGNALLED_4, 1, "signal 9 (SIGKILL)"),
         ([WORKERS[1]], EXITED, 1, "status 7"),
         ([WORKERS[1]], EXITED_4, 1, "status 7"),
+        ([WORKERS[1]], SRUN_SIGNALLED, 1, "signal 9 (SIGKILL)"),
+        ([TRITON, WORKERS[1]], SRUN_CRASHED, 1, "signal 11 (SIGSEGV)"),
+        ([TRITON, WORKERS[1]], SRUN_EXITED, 1, "status 7"),
         ([WORKERS[1]], "", 1, "status 0"),
         ([WORKERS[2]], SIGNALLED, 2, "status 0"),  # rank 1 is one of those that were killed afterwards
         ([TRITON, WORKERS[1], WORKERS[2]], EXITED, 1, "status 7"),
