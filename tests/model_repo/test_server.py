@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import socket
 import threading
 import time
@@ -36,6 +37,8 @@ COUNT = 24
 #: Longer than a test lasts.
 ENDLESS = 32000
 BATCH, QUEUE = 4, 6
+#: Bytes of a text.
+MOST_BYTES = 100_000
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def endpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
         "engine": {"dtype": "float32", "max_batch_size": BATCH, "max_seq_len": 32768, "max_num_tokens": 256},
         "serve": {
             **dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0),
-            **{"max_queue_size": QUEUE, "stop_timeout_s": 1.0, "log": "json"},
+            **{"max_queue_size": QUEUE, "stop_timeout_s": 1.0, "log": "json", "max_prompt_bytes": MOST_BYTES},
         },
     }
     pipeline = parse_pipeline(raw)
@@ -234,6 +237,11 @@ BAD: dict[str, tuple[dict[str, Any] | bytes, str]] = {
     "length as a fraction": ({**GOOD, "max_tokens": 1.5}, "Unable to parse"),
     "text as a number": ({**GOOD, "text_input": 5}, "Unable to parse"),
     "two prompts": ({"text_input": ["a", "b"], "max_tokens": [4, 4]}, "a batch of 2"),
+    "too much text": ({**GOOD, "text_input": "a" * (MOST_BYTES + 1)}, "serve.max_prompt_bytes"),
+    "too long words to stop at": ({**GOOD, "stop_words": ["a" * MOST_BYTES, "b"]}, "stop_words has 100001 bytes"),
+    "too long bad words": ({**GOOD, "bad_words": ["a" * MOST_BYTES, "b"]}, "bad_words has 100001 bytes"),
+    "too many words to stop at": ({**GOOD, "stop_words": ["a"] * 257}, "stop_words has 257 words"),
+    "too many bad words": ({**GOOD, "bad_words": ["a"] * 257}, "bad_words has 257 words"),
     "a typing error": ({**GOOD, "max_token": 4}, "did you mean 'max_tokens'"),
     "unknown": ({**GOOD, "zzz": True}, "unknown parameter 'zzz'"),
     "nested": ({**GOOD, "zzz": {"a": 1}}, "zzz"),
@@ -306,6 +314,27 @@ def test_a_wrong_type_is_refused(endpoint: Endpoint) -> None:
         pytest.raises(grpc_client.InferenceServerException, match="INT32"),
     ):
         client.infer("ensemble_unary", _inputs(grpc_client, **inputs))
+
+
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "ensemble_unary", "preprocessing", "postprocessing"])
+def test_a_batch_beyond_the_limit(endpoint: Endpoint, model: str) -> None:
+    """More rows than the engine was built for are refused before any of them is looked at."""
+    rows = {
+        "preprocessing": {"QUERY": "BYTES", "REQUEST_OUTPUT_LEN": "INT32"},
+        "postprocessing": {"TOKENS_BATCH": "INT32", "SEQUENCE_LENGTH": "INT32"},
+    }.get(model, {"text_input": "BYTES", "max_tokens": "INT32"})
+    inputs = []
+    for name, kind in rows.items():
+        array = np.full((BATCH + 1, 1), b"a" if kind == "BYTES" else 1, object if kind == "BYTES" else np.int32)
+        array = array[:, None] if name == "TOKENS_BATCH" else array
+        inputs.append(grpc_client.InferInput(name, list(array.shape), kind))
+        inputs[-1].set_data_from_numpy(array)
+    errors: queue.Queue[Any] = queue.Queue()
+    with grpc_client.InferenceServerClient(endpoint.grpc_address) as client:
+        client.start_stream(lambda result, error: errors.put(error))
+        client.async_stream_infer(model, inputs)
+        assert f"batch-size must be <= {BATCH}" in str(errors.get(timeout=20))
+        client.stop_stream()
 
 
 def _gauge(endpoint: Endpoint, kind: str) -> float:
