@@ -78,8 +78,11 @@ class ServeSpec(Section):
         bool,
         Field(description="clients' gRPC ends at a process before Triton: what they cut, Triton never sees"),
     ] = True
+    http_front: Annotated[
+        bool, Field(description="clients' HTTP passes that process too: Triton has no limit on what they send")
+    ] = True
     max_request_mib: Annotated[
-        int, Field(ge=1, le=2047, description="largest gRPC request, where grpc_front is on")
+        int, Field(ge=1, le=2047, description="largest request, where grpc_front and http_front are on")
     ] = 64
     abandoned_timeout_s: Annotated[
         float,

@@ -25,7 +25,7 @@ FREE_RANGE = range(10000, 32768)
 class Ports:
     """The IPv4 address of an endpoint and its three ports, all different.
 
-    ``inner_grpc``: where Triton serves gRPC on the loopback, if clients meet the front instead.
+    ``inner_grpc``, ``inner_http``: where Triton serves on the loopback, if clients meet the front instead.
     """
 
     address: str
@@ -33,6 +33,7 @@ class Ports:
     grpc: int
     metrics: int
     inner_grpc: int | None = None
+    inner_http: int | None = None
 
 
 def choose_ports(spec: ServeSpec) -> Ports:
@@ -55,8 +56,9 @@ def choose_ports(spec: ServeSpec) -> Ports:
             _check(address, port, field)
             taken[port] = field
     http, grpc, metrics = (port or _free(address, taken, field) for field, port in wanted.items())
-    inner = _free(LOOPBACK, taken, "grpc_front") if spec.grpc_front else None
-    return Ports(address, http, grpc, metrics, inner)
+    inner_grpc = _free(LOOPBACK, taken, "grpc_front") if spec.grpc_front else None
+    inner_http = _free(LOOPBACK, taken, "http_front") if spec.http_front else None
+    return Ports(address, http, grpc, metrics, inner_grpc, inner_http)
 
 
 def _resolve(host: str) -> str:

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -163,7 +164,9 @@ def launch(
         environment = {"LD_LIBRARY_PATH": files.library_path(), RESTARTS: str(restarts)}
         server.supervisor.start(command.command(), environment, front_command(spec, ports, logs))
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
-        server.supervisor.endpoint_is_ready(endpoint, Readiness(endpoint, run.token))
+        # Past the front: its silence is its own.
+        inner = replace(endpoint, host=LOOPBACK, http_port=ports.inner_http) if ports.inner_http else endpoint
+        server.supervisor.endpoint_is_ready(endpoint, inner, Readiness(inner, run.token))
     except BaseException:
         server.stop()
         raise
@@ -184,8 +187,8 @@ def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
         ShardyardError: as ``launch``, for what can be seen before anything starts.
     """
     files = find_server()
-    # Whoever runs the command has no front: Triton serves gRPC itself.
-    spec, world = pipeline.serve.model_copy(update={"grpc_front": False}), read_world(model_repo)
+    # Whoever runs the command has no front: Triton serves all by itself.
+    spec, world = pipeline.serve.model_copy(update={"grpc_front": False, "http_front": False}), read_world(model_repo)
     ports, (launcher, placement) = choose_ports(spec), choose_launcher(spec, world.ranks)
     report_to = "TOKEN@HOST:PORT" if placement.elsewhere else None
     command = Launch(

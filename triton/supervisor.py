@@ -132,11 +132,14 @@ class Supervisor:
             raise LaunchError("nothing was started yet")
         return self._guard.pid
 
-    def endpoint_is_ready(self, endpoint: Endpoint, readiness: Readiness) -> None:
-        """Watch the signs of life from now on, and the Python models' processes: Triton goes on without them."""
+    def endpoint_is_ready(self, endpoint: Endpoint, inner: Endpoint, readiness: Readiness) -> None:
+        """Watch the signs of life from now on, and the Python models' processes: Triton goes on without them.
+
+        ``inner``: where Triton itself answers HTTP.
+        """
         for pid, model in self._stubs():
             self._watch.add(pid, Ended.model_process(model))
-        self._vital = VitalSigns(readiness, endpoint, self.run.beats, self.spec.hang_timeout_s)
+        self._vital = VitalSigns(readiness, inner, self.run.beats, self.spec.hang_timeout_s)
         self.ready = True
         self.log.event("ready", http=endpoint.http_url, grpc=endpoint.grpc_address, metrics=endpoint.metrics_url)
         self._watch.wake()

@@ -169,7 +169,7 @@ def test_a_signal_ends_it_in_order(program: Program, nothing_left: Check, number
     token = until_ready(child)
     processes = psutil.Process(child.pid).children(recursive=True)
     os.killpg(child.pid, number)  # as a terminal does: to all processes of the group
-    out, err = child.communicate(timeout=10)
+    out, err = child.communicate(timeout=40)
     assert (child.returncode, out.splitlines()[-1], err) == (0, "clean end", "")
     nothing_left(processes, token)
 
@@ -180,7 +180,7 @@ def test_ctrl_c_during_the_start(program: Program) -> None:
     while len(processes := psutil.Process(child.pid).children(recursive=True)) < 5 and time.monotonic() < deadline:
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGINT)
-    out, err = child.communicate(timeout=10)
+    out, err = child.communicate(timeout=40)
     assert ("ready" in out, err) == (False, "")
     assert psutil.wait_procs(processes, timeout=1)[1] == []
 

@@ -90,7 +90,7 @@ def test_a_killed_model_process_ends_the_world(start: Start, nothing_left: Check
 
 
 def test_a_killed_front_ends_the_world(start: Start, nothing_left: Check) -> None:
-    with pytest.raises(LaunchError, match="the gRPC front ended while the endpoint was up"), start(2) as server:
+    with pytest.raises(LaunchError, match="the front ended while the endpoint was up"), start(2) as server:
         processes = family()
         os.kill(int((server.supervisor.run.pids / "front").read_text()), signal.SIGKILL)
         wait(server)

@@ -1,1 +1,1 @@
-"""The gRPC front: what clients connect to in Triton's place, so that none of them can cut a stream of Triton's."""
+"""The front: what clients connect to in Triton's place: none can cut its gRPC streams, none can fill its memory."""

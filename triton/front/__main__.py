@@ -1,4 +1,4 @@
-"""The front's process: ``python -m shardyard.triton.front --listen ADDRESS --triton ADDRESS --log FILE``."""
+"""The front's process: ``python -m shardyard.triton.front --listen-grpc ADDRESS --triton-grpc ADDRESS …``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import grpc
 
 from shardyard.heartbeat import BEATS, PERIOD, Beat, write_beat
 from shardyard.log import Log
+from shardyard.triton.front.http_relay import HttpRelay
 from shardyard.triton.front.process import FRONT, NAME
 from shardyard.triton.front.service import Front
 from shardyard.triton.front.tls import server_credentials
@@ -28,8 +30,9 @@ _ENDLESS = -1
 def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(prog="front", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="where clients connect")
-    parser.add_argument("--triton", required=True, metavar="HOST:PORT", help="Triton's own gRPC port")
+    for way in ("grpc", "http"):
+        parser.add_argument(f"--listen-{way}", metavar="HOST:PORT", help=f"where clients' {way} connects")
+        parser.add_argument(f"--triton-{way}", metavar="HOST:PORT", help=f"Triton's own {way} port")
     parser.add_argument("--log", type=Path, required=True, help="takes what this process writes")
     parser.add_argument("--max-request", type=int, required=True, metavar="BYTES", help="largest request")
     parser.add_argument(
@@ -44,14 +47,30 @@ def main() -> None:
     try:
         credentials = server_credentials(args.cert, args.key, args.client_ca) if args.cert else None
         asyncio.run(_serve(args, credentials))
-    except RuntimeError as error:  # The port is taken.
+    except (OSError, RuntimeError) as error:  # The port is taken.
         sys.exit(f"{NAME} cannot serve: {error}")
 
 
 async def _serve(args: argparse.Namespace, credentials: Any) -> None:
+    log, ended = Log.of_launch(FRONT), asyncio.Event()
+    async with contextlib.AsyncExitStack() as stack:
+        if args.listen_grpc:
+            await stack.enter_async_context(_grpc(args, credentials, log))
+        if args.listen_http:
+            await stack.enter_async_context(_http(args))
+        log.event("started", grpc=args.listen_grpc, http=args.listen_http)
+        beating = asyncio.ensure_future(_beat())
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        await ended.wait()
+        beating.cancel()
+    log.event("ended")
+
+
+@contextlib.asynccontextmanager
+async def _grpc(args: argparse.Namespace, credentials: Any, log: Log) -> AsyncIterator[None]:
+    """Serve gRPC."""
     options = [("grpc.max_receive_message_length", _ENDLESS), ("grpc.max_send_message_length", _ENDLESS)]
-    log = Log.of_launch(FRONT)
-    async with grpc.aio.insecure_channel(args.triton, options=options) as channel:
+    async with grpc.aio.insecure_channel(args.triton_grpc, options=options) as channel:
         server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", args.max_request),
@@ -61,18 +80,22 @@ async def _serve(args: argparse.Namespace, credentials: Any) -> None:
         )
         server.add_generic_rpc_handlers((Front(channel, args.patience, log),))
         if credentials:
-            server.add_secure_port(args.listen, credentials)
+            server.add_secure_port(args.listen_grpc, credentials)
         else:
-            server.add_insecure_port(args.listen)
+            server.add_insecure_port(args.listen_grpc)
         await server.start()
-        log.event("started", listens=args.listen)
-        beating = asyncio.ensure_future(_beat())
-        ended = asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
-        await ended.wait()
-        beating.cancel()
+        yield
         await server.stop(_GRACE)
-        log.event("ended")
+
+
+@contextlib.asynccontextmanager
+async def _http(args: argparse.Namespace) -> AsyncIterator[None]:
+    """Serve HTTP."""
+    host, _, port = args.triton_http.rpartition(":")
+    address, _, own = args.listen_http.rpartition(":")
+    server = await asyncio.start_server(HttpRelay(host, int(port), args.max_request).serve, address, int(own))
+    yield
+    server.close()
 
 
 async def _beat() -> None:

@@ -14,7 +14,7 @@ __all__ = ["FRONT", "NAME", "front_command", "front_log"]
 
 #: Its name among the launch's process ids, and what errors call it.
 FRONT = "front"
-NAME = "the gRPC front"
+NAME = "the front"
 
 _MIB = 1 << 20
 
@@ -25,13 +25,15 @@ def front_log(logs: Path) -> Path:
 
 
 def front_command(spec: ServeSpec, ports: Ports, logs: Path) -> list[str]:
-    """Return its command line; empty where Triton serves gRPC itself."""
-    if not ports.inner_grpc:
+    """Return its command line; empty where Triton serves all by itself."""
+    pairs = {"grpc": (ports.grpc, ports.inner_grpc), "http": (ports.http, ports.inner_http)}
+    ways = {way: pair for way, pair in pairs.items() if pair[1]}
+    if not ways:
         return []
     return [
         *(sys.executable, "-m", "shardyard.triton.front"),
-        *("--listen", f"{ports.address}:{ports.grpc}"),
-        *("--triton", f"{LOOPBACK}:{ports.inner_grpc}"),
+        *(f"--listen-{way}={ports.address}:{outer}" for way, (outer, _) in ways.items()),
+        *(f"--triton-{way}={LOOPBACK}:{inner}" for way, (_, inner) in ways.items()),
         *("--log", str(front_log(logs))),
         *("--max-request", str(spec.max_request_mib * _MIB)),
         *("--patience", str(spec.abandoned_timeout_s)),

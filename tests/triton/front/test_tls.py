@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +87,27 @@ def test_requests_that_are_too_large(start: Callable[..., Server]) -> None:
         list(client.generate(GenerateRequest("x" * (1 << 20), 1, timeout_s=20)))
     assert "RESOURCE_EXHAUSTED" in caught.value.why
     assert str(1 << 20) in caught.value.why
+
+
+@pytest.mark.e2e
+def test_http_bodies_that_are_too_large(start: Callable[..., Server]) -> None:
+    """In one piece or in chunks of unknown number; the next request is answered."""
+
+    def post(text: str, *, chunks: bool) -> tuple[int, str]:
+        body = json.dumps({"text_input": text, "max_tokens": 2}).encode()
+        connection = http.client.HTTPConnection(server.endpoint.host, server.endpoint.http_port, timeout=20)
+        pieces = (body[start : start + 10_000] for start in range(0, len(body), 10_000))
+        connection.request("POST", "/v2/models/ensemble/generate", pieces if chunks else body, encode_chunked=chunks)
+        answer = connection.getresponse()
+        said = answer.read().decode()
+        connection.close()
+        return answer.status, said
+
+    with start(1, max_request_mib=1) as server:
+        for chunks in (False, True):
+            status, said = post("x" * (1 << 20), chunks=chunks)
+            assert (status, "serve.max_request_mib" in json.loads(said)["error"]) == (413, True)
+            assert post("word", chunks=chunks)[0] == 200
 
 
 @pytest.mark.parametrize(

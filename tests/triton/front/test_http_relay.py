@@ -1,0 +1,170 @@
+"""Requests reach Triton byte for byte, or are refused before they can fill its memory."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from shardyard.triton.front.http_relay import HttpRelay
+
+MOST = 100_000
+
+
+class FakeTriton:
+    """A fake of Triton's HTTP side: notes what comes, answers what it is told to, and sees clients go."""
+
+    def __init__(self) -> None:
+        self.came = b""
+        self.gone = asyncio.Event()
+        self.answer: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a connection."""
+        speaking = asyncio.ensure_future(self._speak(writer))
+        with contextlib.suppress(ConnectionError):
+            while piece := await reader.read(1 << 16):
+                self.came += piece
+        self.gone.set()
+        speaking.cancel()
+        writer.close()
+
+    async def _speak(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(await self.answer.get())
+
+
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter, FakeTriton]
+
+
+@contextlib.asynccontextmanager
+async def connected() -> AsyncIterator[Ends]:
+    triton = FakeTriton()
+    behind = await asyncio.start_server(triton.serve, "127.0.0.1", 0)
+    port = behind.sockets[0].getsockname()[1]
+    front = await asyncio.start_server(HttpRelay("127.0.0.1", port, MOST).serve, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname())
+    yield reader, writer, triton
+    writer.close()
+    await asyncio.wait_for(triton.gone.wait(), 20)
+    front.close()
+    behind.close()
+
+
+def run(work: Callable[[Ends], Awaitable[None]]) -> None:
+    async def go() -> None:
+        async with connected() as ends:
+            await work(ends)
+
+    asyncio.run(asyncio.wait_for(go(), 30))
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    while not happened():
+        await asyncio.sleep(0.005)
+
+
+def post(body: bytes, *lines: str) -> bytes:
+    return "\r\n".join(("POST / HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *lines, "", "")).encode() + body
+
+
+def chunked(*chunks: bytes, extension: bytes = b"", trailers: bytes = b"") -> bytes:
+    parts = [b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk in chunks]
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return head + b"".join(parts) + b"0\r\n" + trailers + b"\r\n"
+
+
+def test_requests_and_answers_pass_as_they_are() -> None:
+    async def work(ends: Ends) -> None:
+        reader, writer, triton = ends
+        asked = (
+            post(b"\x00\xff" * 7)
+            + b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"
+            + chunked(b"a" * 70_000, b"\r\n")
+            + post(b"x" * MOST)
+        )
+        for start in range(0, len(asked), 9_999):
+            writer.write(asked[start : start + 9_999])
+            await writer.drain()
+        await until(lambda: triton.came == asked)
+        for piece in (b"HTTP/1.1 200 OK\r\n", b"data: \xff\n\n"):
+            triton.answer.put_nowait(piece)
+            assert await reader.readexactly(len(piece)) == piece
+
+    run(work)
+
+
+def test_what_chunks_carry_beside_the_body_ends_here() -> None:
+    async def work(ends: Ends) -> None:
+        _, writer, triton = ends
+        writer.write(chunked(b"a", b"bc", extension=b";x=y", trailers=b"Content-Length: 7\r\n") + post(b"next"))
+        await until(lambda: triton.came == chunked(b"a", b"bc") + post(b"next"))
+
+    run(work)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status"),
+    [
+        (post(b"x" * (MOST + 1)), 413),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999999999\r\nExpect: 100-continue\r\n\r\n", 413),
+        (chunked(b"x" * (MOST // 2), b"x" * (MOST // 2), b"x"), 413),
+        (chunked(b"x", trailers=b"a: b\r\n" * MOST), 413),
+        (b"GET / HTTP/1.1\r\nHost: x\r\na: " + b"x" * 70_000, 431),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
+        (post(b"x", "Transfer-Encoding: chunked"), 400),
+        (b"GET / HTTP/1.1\nHost: x\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nlong\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\n12345\r\n0\r\n\r\n", 400),
+    ],
+)
+def test_what_is_refused(asked: bytes, status: int) -> None:
+    async def work(ends: Ends) -> None:
+        reader, writer, triton = ends
+        writer.write(asked)
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        assert head.startswith(f"HTTP/1.1 {status} ".encode())
+        assert f"Content-Length: {len(body)}".encode() in head
+        assert ("serve.max_request_mib" in json.loads(body)["error"]) == (status == 413)
+        assert len(triton.came) <= MOST + 200
+
+    run(work)
+
+
+def test_a_client_that_goes_is_gone_for_triton_too() -> None:
+    async def work(ends: Ends) -> None:
+        _, writer, triton = ends
+        writer.write(post(b"x"))
+        await until(lambda: triton.came.endswith(b"x"))
+        assert not triton.gone.is_set()
+        writer.transport.abort()
+        await triton.gone.wait()
+
+    run(work)
+
+
+def test_a_client_that_has_asked_all_it_wants_gets_its_answer() -> None:
+    async def work(ends: Ends) -> None:
+        reader, writer, triton = ends
+        triton.answer.put_nowait(b"answer")
+        writer.write(post(b"x"))
+        writer.write_eof()
+        assert await reader.read() == b"answer"
+
+    run(work)
+
+
+def test_nobody_behind_it() -> None:
+    async def go() -> bytes:
+        front = await asyncio.start_server(HttpRelay("127.0.0.1", 1, MOST).serve, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname())
+        answer = await reader.read()
+        writer.close()
+        front.close()
+        return answer
+
+    assert asyncio.run(asyncio.wait_for(go(), 20)).startswith(b"HTTP/1.1 503 ")
