@@ -47,6 +47,9 @@ _PROGRAM = re.compile(r" (: |--ranks=)")
 #: Seconds in which the supervisor notices the dead rank behind a failed request.
 _NOTICE = 0.5
 
+#: Seconds after which a wait looks for signals again: one that comes just before it blocks does not end it.
+_SIGNAL_LOOK = 0.5
+
 
 class Server:
     """A running endpoint. As a context manager it ends every process that it started."""
@@ -65,7 +68,8 @@ class Server:
             RankError: a rank ended before that.
         """
         try:
-            self.supervisor.ended.wait()
+            while not self.supervisor.ended.wait(_SIGNAL_LOOK):
+                pass
         except KeyboardInterrupt:
             with contextlib.suppress(KeyboardInterrupt):
                 self._drain()

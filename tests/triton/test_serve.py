@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import http.client
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -172,6 +174,18 @@ def test_a_signal_ends_it_in_order(program: Program, nothing_left: Check, number
     out, err = child.communicate(timeout=40)
     assert (child.returncode, out.splitlines()[-1], err) == (0, "clean end", "")
     nothing_left(processes, token)
+
+
+def test_a_signal_just_before_the_wait_is_not_lost(start: Start) -> None:
+    """Such a one has been taken, but does not interrupt the wait."""
+    with start(1) as server:
+        too_late = threading.Timer(10, server.supervisor.ended.set)
+        signals = threading.Timer(0.2, _thread.interrupt_main, [signal.SIGTERM])
+        for timer in (too_late, signals):
+            timer.start()
+        server.wait()
+        too_late.cancel()
+        assert not server.supervisor.ended.is_set()
 
 
 def test_ctrl_c_during_the_start(program: Program) -> None:
