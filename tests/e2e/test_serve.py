@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import psutil
 import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 pytestmark = pytest.mark.e2e
 
@@ -236,11 +239,36 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("path", ["repository/index", "repository/models/ensemble/unload", "logging"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("repository/index", "repository/models/ensemble/load", "repository/models/ensemble/unload"),
+        *("logging", "trace/setting", "models/ensemble/trace/setting"),
+        *("systemsharedmemory/region/a/register", "cudasharedmemory/region/a/register"),
+    ],
+)
 def test_control_is_closed_to_clients(served: Any, path: str) -> None:
     command = ["curl", "--silent", "--max-time", "20", "-o", "/dev/null", "-w", "%{http_code}", "-X", "POST"]
     done = subprocess.run([*command, f"http://{served.http}/v2/{path}"], capture_output=True, text=True, timeout=30)
     assert done.stdout == "403"
+
+
+@pytest.mark.parametrize(
+    ("call", "request_type"),
+    [
+        ("RepositoryIndex", "RepositoryIndexRequest"),
+        ("RepositoryModelLoad", "RepositoryModelLoadRequest"),
+        ("RepositoryModelUnload", "RepositoryModelUnloadRequest"),
+        ("LogSettings", "LogSettingsRequest"),
+        ("TraceSetting", "TraceSettingRequest"),
+        ("SystemSharedMemoryRegister", "SystemSharedMemoryRegisterRequest"),
+        ("CudaSharedMemoryRegister", "CudaSharedMemoryRegisterRequest"),
+    ],
+)
+def test_control_is_closed_over_grpc_too(served: Any, call: str, request_type: str) -> None:
+    with grpc.insecure_channel(served.grpc) as channel, pytest.raises(grpc.RpcError) as caught:
+        getattr(GRPCInferenceServiceStub(channel), call)(getattr(service_pb2, request_type)(), timeout=20)
+    assert "This protocol is restricted" in str(caught.value.details())
 
 
 def test_a_second_serve_on_the_same_port_is_refused(shardyard: Run, served: Any) -> None:

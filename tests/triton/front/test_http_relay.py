@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -119,6 +121,7 @@ def test_what_chunks_carry_beside_the_body_ends_here() -> None:
         (b"GET / HTTP/1.1\nHost: x\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nlong\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nabXX0\r\n\r\n", 400),
         (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n5\n12345\r\n0\r\n\r\n", 400),
     ],
 )
@@ -135,12 +138,15 @@ def test_what_is_refused(asked: bytes, status: int) -> None:
     run(work)
 
 
-def test_a_client_that_goes_is_gone_for_triton_too() -> None:
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_client_that_goes_is_gone_for_triton_too(reset: bool) -> None:
     async def work(ends: Ends) -> None:
         _, writer, triton = ends
         writer.write(post(b"x"))
         await until(lambda: triton.came.endswith(b"x"))
         assert not triton.gone.is_set()
+        if reset:
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
         await triton.gone.wait()
 
