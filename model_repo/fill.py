@@ -16,6 +16,7 @@ from shardyard.manifest import read_manifest, stamp_files
 from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
 from shardyard.model_repo.ensemble import STEPS, check_edges
 from shardyard.model_repo.gpu_fill import fill_gpu
+from shardyard.model_repo.llm_api_fill import fill_llm_api
 from shardyard.model_repo.repository_files import TOKENIZER, write_repository
 from shardyard.model_repo.special_ids import SpecialIds, read_special_ids
 from shardyard.model_repo.tensors import MODELS
@@ -74,16 +75,12 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
     Raises:
         ArtifactError: ``engine`` is unfinished.
         CheckpointError: there is no tokenizer.json, or it does not fit the engine's vocabulary.
-        PipelineError: a setting under ``serve`` cannot work; the target has no repository.
+        PipelineError: a setting under ``serve`` cannot work.
     """
     if pipeline.engine.target == "tensorrt_llm":
         return fill_gpu(pipeline, engine, out, console)
     if pipeline.engine.target == "tensorrt_llm_api":
-        raise PipelineError(
-            "engine.target=tensorrt_llm_api cannot be filled from here yet",
-            why="the LLM API has a model of its own in NVIDIA's images, which reads the model.yaml of shardyard build",
-            fix="copy model.yaml beside that model, or set engine.target to tensorrt_llm",
-        )
+        return fill_llm_api(pipeline, engine, out, console)
     manifest = read_manifest(engine, "build")
     build, vocab_size = _read_engine(engine)
     serve, source, tokenizer = pipeline.serve, pipeline.checkpoint_path(), pipeline.tokenizer_path()

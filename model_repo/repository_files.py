@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["TOKENIZER", "write_repository"]
+__all__ = ["TOKENIZER", "VERSION", "write_repository"]
 
 VERSION = "1"
 #: Where the tokenizer lies in the repository; the models find it by their parameter ``tokenizer_dir``.
@@ -14,9 +14,15 @@ TOKENIZER = f"preprocessing/{VERSION}/tokenizer"
 
 
 def write_repository(
-    folder: Path, texts: Mapping[str, str], modules: Mapping[str, str], tokenizer: Path, names: Sequence[str]
+    folder: Path,
+    texts: Mapping[str, str],
+    modules: Mapping[str, str],
+    tokenizer: Path,
+    names: Sequence[str],
+    *,
+    tokenizer_at: str = TOKENIZER,
 ) -> None:
-    """Write each model's config.pbtxt and code, and copy the tokenizer's files ``names``.
+    """Write each model's config.pbtxt and code, and copy the tokenizer's files ``names`` to ``tokenizer_at``.
 
     ``modules``: model → the module of its code; a model that is not there has none.
     """
@@ -25,7 +31,7 @@ def write_repository(
         version.mkdir(parents=True)
         (version.parent / "config.pbtxt").write_text(text, encoding="utf-8")
         _write_code(version, modules.get(name))
-    copies = folder / TOKENIZER
+    copies = folder / tokenizer_at
     copies.mkdir()
     for name in names:
         shutil.copyfile(tokenizer / name, copies / name)

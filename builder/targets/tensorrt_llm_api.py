@@ -23,7 +23,7 @@ from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
 from shardyard.toolchain import describe
 
-__all__ = ["MODEL_YAML", "build_tensorrt_llm_api", "show_tensorrt_llm_api"]
+__all__ = ["MODEL_YAML", "build_tensorrt_llm_api", "requested_model", "show_tensorrt_llm_api"]
 
 MODEL_YAML = "model.yaml"
 
@@ -59,6 +59,16 @@ def show_tensorrt_llm_api(pipeline: Pipeline, checkpoint: Path, out: Path, conso
     request = _request(pipeline)
     console.result(f"# {request.machine}")
     console.result(_text(model_yaml(request)), end="")
+
+
+def requested_model(pipeline: Pipeline) -> tuple[dict[str, Any], int]:
+    """Return the model.yaml that the pipeline file asks for, and the size of the model's vocabulary.
+
+    Raises:
+        PipelineError, CheckpointError: as building it would.
+    """
+    request = _request(pipeline)
+    return model_yaml(request), int(request.model.config["vocab_size"])
 
 
 def model_yaml(request: GpuRequest) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from shardyard.errors import RequestError
 from shardyard.model_repo.models.arrays import Tensors, row
 
-__all__ = ["TextLimits", "check_count"]
+__all__ = ["TextLimits", "check_bytes", "check_count"]
 
 #: Inputs of ``preprocessing`` that are texts, by the names that clients know.
 _PROMPT = {"QUERY": "text_input"}
@@ -37,13 +37,19 @@ class TextLimits:
                 continue
             if tensor in _LISTS:
                 check_count(name, values.size, self.words)
-            size = sum(map(len, values.reshape(-1).tolist()))
-            if size > self.bytes:
-                raise RequestError(
-                    f"{name} has {size} bytes",
-                    f"the limit is {self.bytes} (serve.max_prompt_bytes)",
-                    "send less text",
-                )
+            check_bytes(name, sum(map(len, values.reshape(-1).tolist())), self.bytes)
+
+
+def check_bytes(name: str, size: int, most: int) -> None:
+    """Check the size of a text, or of a list of words.
+
+    Raises:
+        RequestError: it is too large.
+    """
+    if size > most:
+        raise RequestError(
+            f"{name} has {size} bytes", f"the limit is {most} (serve.max_prompt_bytes)", "send less text"
+        )
 
 
 def check_count(name: str, count: int, most: int) -> None:

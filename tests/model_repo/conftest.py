@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from tokenizers import Tokenizer as Library
 
 from shardyard.artifacts import write_artifact
+from shardyard.builder.targets.tensorrt_llm_api import build_tensorrt_llm_api
 from shardyard.console import Console
 from shardyard.model_repo.fill import fill
 from shardyard.model_repo.models.tokenizer import Tokenizer
@@ -171,5 +173,25 @@ def fill_gpu(make_checkpoint: Callable[..., Path], tmp_path: Path) -> Callable[.
             "serve": {**(serve or {}), "gpu": gpu},
         }
         return fill(parse_pipeline(raw), engine, tmp_path / "model_repo", Console(quiet=True)).folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def fill_llm_api(make_checkpoint: Callable[..., Path]) -> Callable[..., Path]:
+    """Fill a repository for the LLM API below a folder; arguments change the pipeline's sections."""
+
+    def make(folder: Path, serve: dict[str, Any] | None = None, **sections: dict[str, Any]) -> Path:
+        source = shutil.copytree(make_checkpoint(), folder / "checkpoint", dirs_exist_ok=True)
+        raw = {
+            "name": "t",
+            "model": {"checkpoint": str(source)},
+            "engine": {"target": "tensorrt_llm_api", "gpu": "H100", **sections.pop("engine", {})},
+            "serve": serve or {},
+            **sections,
+        }
+        pipeline, quiet = parse_pipeline(raw), Console(quiet=True)
+        build_tensorrt_llm_api(pipeline, folder / "none", folder / "engine", quiet)
+        return fill(pipeline, folder / "engine", folder / "model_repo", quiet).folder
 
     return make

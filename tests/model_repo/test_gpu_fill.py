@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from shardyard.console import Console
 from shardyard.errors import ArtifactError, PipelineError
 from shardyard.model_repo.config import parse
 from shardyard.model_repo.ensemble import check_edges
-from shardyard.model_repo.fill import fill
 from shardyard.model_repo.gpu_steps import GPU_STEPS
 from shardyard.model_repo.gpu_tensors import gpu_models
-from shardyard.pipeline_file import parse_pipeline
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "gpu_tensors.json"
 QUIET = Console(quiet=True)
@@ -205,10 +202,3 @@ def test_logits_that_triton_does_not_take(fill_gpu: Fill) -> None:
 def test_an_engine_without_a_plugin_config(fill_gpu: Fill) -> None:
     with pytest.raises(ArtifactError, match="not a GPU engine's configuration"):
         fill_gpu(build={"plugin_config": None})
-
-
-def test_the_llm_api_is_refused(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    source = Path(shutil.copytree(make_checkpoint(), tmp_path / "checkpoint"))
-    raw = {"name": "t", "model": {"checkpoint": str(source)}, "engine": {"target": "tensorrt_llm_api"}}
-    with pytest.raises(PipelineError, match="cannot be filled"):
-        fill(parse_pipeline(raw), tmp_path / "engine", tmp_path / "model_repo", QUIET)
