@@ -8,7 +8,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,9 @@ def main() -> None:
 async def _serve(args: argparse.Namespace, credentials: Any) -> None:
     log, ended = Log.of_launch(FRONT), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
-        if args.listen_grpc:
-            await stack.enter_async_context(_grpc(args, credentials, log))
+        front = await stack.enter_async_context(_grpc(args, credentials, log)) if args.listen_grpc else None
         if args.listen_http:
-            await stack.enter_async_context(_http(args))
+            await stack.enter_async_context(_http(args, front.stop if front else None))
         log.event("started", grpc=args.listen_grpc, http=args.listen_http)
         beating = asyncio.ensure_future(_beat())
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
@@ -67,7 +66,7 @@ async def _serve(args: argparse.Namespace, credentials: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _grpc(args: argparse.Namespace, credentials: Any, log: Log) -> AsyncIterator[None]:
+async def _grpc(args: argparse.Namespace, credentials: Any, log: Log) -> AsyncIterator[Front]:
     """Serve gRPC."""
     options = [("grpc.max_receive_message_length", _ENDLESS), ("grpc.max_send_message_length", _ENDLESS)]
     async with grpc.aio.insecure_channel(args.triton_grpc, options=options) as channel:
@@ -78,22 +77,24 @@ async def _grpc(args: argparse.Namespace, credentials: Any, log: Log) -> AsyncIt
                 ("grpc.so_reuseport", 0),
             ]
         )
-        server.add_generic_rpc_handlers((Front(channel, args.patience, log),))
+        front = Front(channel, args.patience, log)
+        server.add_generic_rpc_handlers((front,))
         if credentials:
             server.add_secure_port(args.listen_grpc, credentials)
         else:
             server.add_insecure_port(args.listen_grpc)
         await server.start()
-        yield
+        yield front
         await server.stop(_GRACE)
 
 
 @contextlib.asynccontextmanager
-async def _http(args: argparse.Namespace) -> AsyncIterator[None]:
+async def _http(args: argparse.Namespace, stop: Callable[[str], object] | None) -> AsyncIterator[None]:
     """Serve HTTP."""
     host, _, port = args.triton_http.rpartition(":")
     address, _, own = args.listen_http.rpartition(":")
-    server = await asyncio.start_server(HttpRelay(host, int(port), args.max_request).serve, address, int(own))
+    relay = HttpRelay(host, int(port), args.max_request, stop)
+    server = await asyncio.start_server(relay.serve, address, int(own))
     yield
     server.close()
 

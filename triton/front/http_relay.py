@@ -1,6 +1,7 @@
 """Passes HTTP on between clients and Triton, and refuses bodies that are too large: Triton 2.51 has no limit itself.
 
-Requests are read as far as it needs to know where their bodies end; answers go back as they come.
+Requests are read as far as it needs to know where their bodies end; answers go back as they come. Where the engine
+can be asked to ``stop`` a call, each connection is one, and a client that goes before its answer has ended ends it.
 """
 
 from __future__ import annotations
@@ -8,8 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import uuid
+from collections.abc import Callable
 
-from shardyard.triton.front.http_request import HttpRefusal, chunk_length, read_head
+from shardyard.triton.front.call_tag import CallTag
+from shardyard.triton.front.http_request import Head, HttpRefusal, chunk_length, read_head
+from shardyard.triton.front.open_answers import OpenAnswers
 
 __all__ = ["HttpRelay"]
 
@@ -19,12 +25,15 @@ _PIECE = 1 << 16
 #: Seconds that a refused client gets to send the rest, which is dropped: one that is cut off would not see the answer.
 _LINGER = 5.0
 
+#: Requests that start answers, and whose bodies say for which call.
+_GENERATES = re.compile(rb"/generate(_stream)?(\?.*)?$")
+
 
 class HttpRelay:
-    """Serves connections; ``max_body``: bytes of a request's body."""
+    """Serves connections; ``max_body``: bytes of a request's body. ``stop``: end what the engine does for a call."""
 
-    def __init__(self, host: str, port: int, max_body: int) -> None:
-        self._address, self._max_body = (host, port), max_body
+    def __init__(self, host: str, port: int, max_body: int, stop: Callable[[str], object] | None = None) -> None:
+        self._address, self._max_body, self._stop = (host, port), max_body, stop
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client's connection to its end."""
@@ -33,8 +42,9 @@ class HttpRelay:
         except OSError:
             await _refuse(reader, writer, HttpRefusal(503, "Service Unavailable", "the server does not answer"))
             return
-        asking = asyncio.ensure_future(self._requests(reader, to_triton))
-        answering = asyncio.ensure_future(_answers(triton, writer))
+        call, open_answers = uuid.uuid4().hex if self._stop else "", OpenAnswers()
+        asking = asyncio.ensure_future(self._requests(reader, to_triton, call, open_answers))
+        answering = asyncio.ensure_future(_answers(triton, writer, open_answers))
         try:
             await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
             if asking.done() and (refusal := asking.result()):
@@ -49,12 +59,20 @@ class HttpRelay:
             await asyncio.wait({asking, answering})
             to_triton.close()
             writer.close()
+            if self._stop and open_answers.named and open_answers.count:
+                self._stop(call)
 
-    async def _requests(self, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter) -> HttpRefusal | None:
+    async def _requests(
+        self, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter, call: str, open_answers: OpenAnswers
+    ) -> HttpRefusal | None:
         """Pass requests on until the client has sent its last one, or one that is refused."""
         try:
             while True:
-                await self._request(reader, to_triton)
+                head = read_head(await _until(reader, b"\r\n\r\n"))
+                self._check(head.length or 0)
+                named = bool(call) and _generates(head)
+                open_answers.asked(named=named)
+                await self._pass_on(head, reader, to_triton, CallTag(call if named else ""))
         except HttpRefusal as refusal:
             return refusal
         except asyncio.IncompleteReadError:
@@ -64,35 +82,51 @@ class HttpRelay:
             to_triton.close()
         return None
 
-    async def _request(self, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter) -> None:
-        head = read_head(await _until(reader, b"\r\n\r\n"))
-        self._check(head.length or 0)
-        to_triton.write(head.data)
+    async def _pass_on(
+        self, head: Head, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter, tag: CallTag
+    ) -> None:
+        to_triton.write(head.data(tag.length))
         if head.length is None:
-            await self._chunks(reader, to_triton)
-        await _pass_on(reader, to_triton, head.length or 0)
+            await self._chunks(reader, to_triton, tag)
+            return
+        left = head.length
+        while left:
+            piece = await _piece(reader, left)
+            to_triton.write(tag.put(piece))
+            await to_triton.drain()
+            left -= len(piece)
+        to_triton.write(tag.end())
 
-    async def _chunks(self, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter) -> None:
+    async def _chunks(self, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter, tag: CallTag) -> None:
         """Pass a body in chunks on, without their extensions and what may follow the last one."""
         whole = 0
         while size := chunk_length(await _until(reader, b"\r\n")):
             whole += size
             self._check(whole)
-            to_triton.write(b"%x\r\n" % size)
-            await _pass_on(reader, to_triton, size)
+            while size:
+                piece = await _piece(reader, size)
+                _write_chunk(to_triton, tag.put(piece))
+                await to_triton.drain()
+                size -= len(piece)
             if await reader.readexactly(2) != b"\r\n":
                 raise HttpRefusal(400, "Bad Request", "a chunk is longer than it says")
-            to_triton.write(b"\r\n")
         while (line := await _until(reader, b"\r\n")) != b"\r\n":
             whole += len(line)
             self._check(whole)
-        to_triton.write(b"0\r\n\r\n")
+        if left := tag.end():
+            _write_chunk(to_triton, left)
+        _write_chunk(to_triton, b"")
         await to_triton.drain()
 
     def _check(self, size: int) -> None:
         if size > self._max_body:
             why = f"the request's body is larger than {self._max_body} bytes (serve.max_request_mib); send less"
             raise HttpRefusal(413, "Content Too Large", why)
+
+
+def _generates(head: Head) -> bool:
+    """Tell whether a request starts answers and has a body, which says what they are."""
+    return head.length != 0 and head.first.startswith(b"POST") and bool(_GENERATES.search(head.target))
 
 
 async def _until(reader: asyncio.StreamReader, end: bytes) -> bytes:
@@ -102,20 +136,22 @@ async def _until(reader: asyncio.StreamReader, end: bytes) -> bytes:
         raise HttpRefusal(431, "Request Header Fields Too Large", f"a head has at most {_PIECE} bytes") from None
 
 
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int) -> None:
-    while count:
-        piece = await reader.read(min(count, _PIECE))
-        if not piece:
-            raise asyncio.IncompleteReadError(b"", count)
-        writer.write(piece)
-        await writer.drain()
-        count -= len(piece)
+async def _piece(reader: asyncio.StreamReader, most: int) -> bytes:
+    piece = await reader.read(min(most, _PIECE))
+    if not piece:
+        raise asyncio.IncompleteReadError(b"", most)
+    return piece
 
 
-async def _answers(triton: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+def _write_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+
+async def _answers(triton: asyncio.StreamReader, writer: asyncio.StreamWriter, open_answers: OpenAnswers) -> None:
     """Pass answers on until either side closes."""
     with contextlib.suppress(OSError):
         while piece := await triton.read(_PIECE):
+            open_answers.came(piece)
             writer.write(piece)
             await writer.drain()
 

@@ -31,10 +31,18 @@ class HttpRefusal(Exception):
 
 @dataclass(frozen=True)
 class Head:
-    """A request's head as Triton gets it, and how many bytes follow; None: chunks do."""
+    """A request's head: its first line, the target in it, its fields, and how many bytes follow; None: chunks do."""
 
-    data: bytes
+    first: bytes
+    target: bytes
+    fields: tuple[tuple[bytes, bytes], ...]
     length: int | None
+
+    def data(self, more: int = 0) -> bytes:
+        """Return the head as Triton gets it, for a body that has so many bytes ``more``."""
+        length = b"%d" % ((self.length or 0) + more)
+        fields = ((name, length if more and name.lower() == _LENGTH else value) for name, value in self.fields)
+        return self.first + b"".join(b"%s: %s\r\n" % field for field in fields) + b"\r\n"
 
 
 def read_head(raw: bytes) -> Head:
@@ -63,8 +71,8 @@ def read_head(raw: bytes) -> Head:
     if chunks and request.http_version == b"1.0":
         raise _bad("chunks are HTTP/1.1's")
     first = b"%s %s HTTP/%s\r\n" % (request.method, request.target, request.http_version)
-    lines = b"".join(b"%s: %s\r\n" % pair for pair in request.headers.raw_items())
-    return Head(first + lines + b"\r\n", None if chunks else int(dict(request.headers).get(_LENGTH, b"0")))
+    length = None if chunks else int(dict(request.headers).get(_LENGTH, b"0"))
+    return Head(first, request.target, tuple(request.headers.raw_items()), length)
 
 
 def chunk_length(line: bytes) -> int:

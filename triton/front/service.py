@@ -60,7 +60,7 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
                 answer: bytes = await asyncio.shield(answered)
             except asyncio.CancelledError:
                 if tag:
-                    self._run(self._stop(call))
+                    self.stop(call)
                 self._run(self._give_up(upstream, answered))
                 raise
             except grpc.aio.AioRpcError as error:
@@ -94,7 +94,7 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
             sending.cancel()
             self._run(bridge.leave())
             if not bridge.ended:
-                self._run(self._stop(call))
+                self.stop(call)
                 self._run(self._give_up(upstream, pumping))
         if not begun:
             await _begin(upstream, context)
@@ -103,6 +103,10 @@ class Front(grpc.GenericRpcHandler):  # type: ignore[misc]
             bridge.record.outcome = code.name
             await context.abort(code, await upstream.details() or "", trailing)
         context.set_trailing_metadata(trailing)
+
+    def stop(self, call: str) -> None:
+        """Ask the engine to end what it does for a call, without waiting for that."""
+        self._run(self._stop(call))
 
     def _record(self, path: str, call: str) -> CallRecord:
         return CallRecord(self._log if path in (_INFER, _STREAM) else Log(""), path.removeprefix(_SERVICE), call)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -43,11 +44,11 @@ Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter, FakeTriton]
 
 
 @contextlib.asynccontextmanager
-async def connected() -> AsyncIterator[Ends]:
+async def connected(stop: Callable[[str], object] | None = None) -> AsyncIterator[Ends]:
     triton = FakeTriton()
     behind = await asyncio.start_server(triton.serve, "127.0.0.1", 0)
     port = behind.sockets[0].getsockname()[1]
-    front = await asyncio.start_server(HttpRelay("127.0.0.1", port, MOST).serve, "127.0.0.1", 0)
+    front = await asyncio.start_server(HttpRelay("127.0.0.1", port, MOST, stop).serve, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname())
     yield reader, writer, triton
     writer.close()
@@ -56,9 +57,9 @@ async def connected() -> AsyncIterator[Ends]:
     behind.close()
 
 
-def run(work: Callable[[Ends], Awaitable[None]]) -> None:
+def run(work: Callable[[Ends], Awaitable[None]], stop: Callable[[str], object] | None = None) -> None:
     async def go() -> None:
-        async with connected() as ends:
+        async with connected(stop) as ends:
             await work(ends)
 
     asyncio.run(asyncio.wait_for(go(), 30))
@@ -69,14 +70,35 @@ async def until(happened: Callable[[], bool]) -> None:
         await asyncio.sleep(0.005)
 
 
-def post(body: bytes, *lines: str) -> bytes:
-    return "\r\n".join(("POST / HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *lines, "", "")).encode() + body
+def post(body: bytes, *lines: str, target: str = "/") -> bytes:
+    head = (f"POST {target} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *lines, "", "")
+    return "\r\n".join(head).encode() + body
 
 
-def chunked(*chunks: bytes, extension: bytes = b"", trailers: bytes = b"") -> bytes:
+def chunked(*chunks: bytes, extension: bytes = b"", trailers: bytes = b"", target: bytes = b"/") -> bytes:
     parts = [b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk) for chunk in chunks]
-    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % target
     return head + b"".join(parts) + b"0\r\n" + trailers + b"\r\n"
+
+
+def bodies(came: bytes) -> list[bytes]:
+    """Return the bodies of requests that have come whole."""
+    found = []
+    while came:
+        head, _, came = came.partition(b"\r\n\r\n")
+        if b"chunked" in head:
+            body, size = b"", -1
+            while size:
+                line, _, came = came.partition(b"\r\n")
+                size = int(line or b"0", 16)
+                body, came = body + came[:size], came[size + 2 :]
+            found.append(body)
+        elif length := re.search(rb"Content-Length: (\d+)", head):
+            found.append(came[: int(length[1])])
+            came = came[int(length[1]) :]
+        else:
+            found.append(b"")
+    return found
 
 
 def test_requests_and_answers_pass_as_they_are() -> None:
@@ -91,7 +113,8 @@ def test_requests_and_answers_pass_as_they_are() -> None:
         for start in range(0, len(asked), 9_999):
             writer.write(asked[start : start + 9_999])
             await writer.drain()
-        await until(lambda: triton.came == asked)
+        await until(lambda: triton.came.endswith(b"x" * MOST))
+        assert bodies(triton.came) == [b"\x00\xff" * 7, b"", b"a" * 70_000 + b"\r\n", b"x" * MOST]
         for piece in (b"HTTP/1.1 200 OK\r\n", b"data: \xff\n\n"):
             triton.answer.put_nowait(piece)
             assert await reader.readexactly(len(piece)) == piece
@@ -162,6 +185,40 @@ def test_a_client_that_has_asked_all_it_wants_gets_its_answer() -> None:
         assert await reader.read() == b"answer"
 
     run(work)
+
+
+GENERATE = "/v2/models/ensemble/generate_stream"
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("end", ["goes", "resets", "is answered", "asks for no answer"])
+def test_a_client_that_goes_before_its_answer_ends_has_its_call_stopped(end: str) -> None:
+    stops: list[str] = []
+
+    async def work(ends: Ends) -> None:
+        reader, writer, triton = ends
+        target = "/v2" if end == "asks for no answer" else GENERATE
+        writer.write(post(b'{"a": 1}', target=target) + chunked(b" ", b"{", b"}", target=target.encode()))
+        await until(lambda: triton.came.endswith(b"0\r\n\r\n"))
+        for piece in (HEAD + b"2\r\n{}\r\n0\r\n\r\n", HEAD, b"2\r\n", b"a", b"b\r\n"):
+            triton.answer.put_nowait(piece)
+            await reader.readexactly(len(piece))
+        if end == "is answered":
+            triton.answer.put_nowait(b"0\r\n\r\n")
+            await reader.readexactly(5)
+        elif end == "resets":
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        asked = [json.loads(body) for body in bodies(triton.came)]
+        names = [each.pop("shardyard_call", "") for each in asked]
+        assert asked == [{"a": 1}, {}]
+        assert names[0] == names[1]
+        stops.append(names[0])
+        writer.transport.abort()
+        await triton.gone.wait()
+        await asyncio.sleep(0)
+
+    run(work, stops.append)
+    assert stops[1:] == ([stops[0]] if end in ("goes", "resets") else [])
 
 
 def test_nobody_behind_it() -> None:
