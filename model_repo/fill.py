@@ -13,6 +13,7 @@ from shardyard.artifacts import Draft
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, PipelineError
 from shardyard.manifest import read_manifest, stamp_files
+from shardyard.model_repo.allowed_paths import noted_folders
 from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
 from shardyard.model_repo.ensemble import STEPS, check_edges
 from shardyard.model_repo.gpu_fill import fill_gpu
@@ -96,7 +97,7 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
     settings = {
         "end_ids": list(special.end_ids),
         "pad_id": special.pad_id,
-        "gpt_model_path": engine_path,
+        **noted_folders({"gpt_model_path": engine_path, "lora_prefetch_dir": _adapters(serve)}),
         **{name: getattr(serve, name) for name in _SETTINGS},
         # The tables of tensors and steps are part of what makes a repository; a hash of them tells when they change.
         "tables": hashlib.sha256(repr((MODELS, STEPS)).encode()).hexdigest(),
@@ -119,7 +120,6 @@ _SETTINGS = (
     "exclude_input_in_output",
     "enable_kv_cache_reuse",
     "batch_scheduler_policy",
-    "lora_dir",
 )
 
 
@@ -184,7 +184,7 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "batch_scheduler_policy": serve.batch_scheduler_policy,
             "cancellation_check_period_ms": str(_CANCELLATION_CHECK_MS),
             # TensorRT-LLM's name: a folder per adapter, called by its id.
-            "lora_prefetch_dir": str(Path(serve.lora_dir).expanduser().absolute()) if serve.lora_dir else "",
+            "lora_prefetch_dir": _adapters(serve),
         },
         "postprocessing": {
             "tokenizer_dir": TOKENIZER,
@@ -192,6 +192,10 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "otlp_endpoint": serve.otlp_endpoint or "",
         },
     }
+
+
+def _adapters(serve: ServeSpec) -> str:
+    return str(Path(serve.lora_dir).expanduser().absolute()) if serve.lora_dir else ""
 
 
 def _flag(value: bool) -> str:

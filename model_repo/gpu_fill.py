@@ -10,6 +10,7 @@ from pathlib import Path
 from shardyard.artifacts import Draft
 from shardyard.console import Console
 from shardyard.manifest import read_manifest, stamp_files
+from shardyard.model_repo.allowed_paths import noted_folders
 from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
 from shardyard.model_repo.ensemble import check_edges
 from shardyard.model_repo.gpu_checks import check_gpu
@@ -51,6 +52,7 @@ def fill_gpu(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> S
     inputs = {**manifest.outputs, **{f"tokenizer/{name}": stamp for name, stamp in stamps.items()}}
     settings = {
         "target": pipeline.engine.target,
+        **noted_folders({"gpt_model_path": str(engine.resolve())}),
         "parameters": engine_parameters(pipeline, str(engine.resolve())),
         "configurations": hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest(),
     }

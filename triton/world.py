@@ -11,6 +11,7 @@ from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from shardyard.errors import ArtifactError
+from shardyard.model_repo.allowed_paths import allowed_path
 
 __all__ = ["ENGINE_MODEL", "World", "read_world"]
 
@@ -32,7 +33,8 @@ def read_world(model_repo: Path) -> World:
     """Return the world that a model repository's engine needs.
 
     Raises:
-        ArtifactError: the repository or the engine is unfinished, or one does not fit the other.
+        ArtifactError: the repository or the engine is unfinished, or one does not fit the other; or the engine lies
+            where ``fill`` has not noted.
     """
     engine = _engine_folder(model_repo)
     config = engine / "config.json"
@@ -63,7 +65,7 @@ def _engine_folder(model_repo: Path) -> Path:
     named = str(config.parameters[ENGINE_PARAMETER].string_value)
     if not named:
         raise _unfinished(f"{model_repo} names no engine", f"{path} has no parameter {ENGINE_PARAMETER}")
-    return (model_repo / named).resolve()
+    return allowed_path(model_repo, ENGINE_MODEL, ENGINE_PARAMETER, named)
 
 
 def _unfinished(what: str, why: str) -> ArtifactError:

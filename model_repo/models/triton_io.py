@@ -13,6 +13,7 @@ import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
 from shardyard.errors import ArtifactError, BusyError, ShardyardError
+from shardyard.model_repo.allowed_paths import allowed_path
 
 __all__ = ["Settings", "error_response", "one_line", "read_tensors", "response"]
 
@@ -52,8 +53,12 @@ class Settings:
         return self.parameter(name) == "true"
 
     def path(self, name: str) -> Path:
-        """Return a parameter that is a path, absolute or relative to the repository."""
-        return (self.repository / self.parameter(name)).resolve()
+        """Return a parameter that is a path, absolute or relative to the repository.
+
+        Raises:
+            ArtifactError: it leads out of the repository, and not to where ``fill`` has noted.
+        """
+        return allowed_path(self.repository, self.name, name, self.parameter(name))
 
     def inputs(self) -> frozenset[str]:
         """Return the names of the model's inputs."""

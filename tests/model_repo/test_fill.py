@@ -13,13 +13,15 @@ import pytest
 
 from shardyard.artifacts import write_artifact
 from shardyard.console import Console
-from shardyard.errors import ArtifactError, CheckpointError, PipelineError
+from shardyard.errors import ArtifactError, CheckpointError, PipelineError, RankError
 from shardyard.model_repo.config import parse
 from shardyard.model_repo.fill import fill
 from shardyard.model_repo.tensors import MODELS
 from shardyard.pipeline_file import parse_pipeline
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult
+from shardyard.triton.serve import launch
+from shardyard.triton.world import World
 
 
 def write_engine(folder: Path, content: dict[str, Any] | None = None) -> Path:
@@ -179,3 +181,20 @@ def test_a_collector_needs_what_sends_to_it(checkpoint: Path, tmp_path: Path, mo
     with pytest.raises(PipelineError, match="otlp_endpoint") as caught:
         _fill(checkpoint, tmp_path, otlp_endpoint="http://localhost:4318")
     assert "shardyard[otel]" in caught.value.fix
+
+
+@pytest.mark.e2e
+def test_a_model_whose_path_leads_out_does_not_load(checkpoint: Path, tmp_path: Path) -> None:
+    """A tokenizer lies there, but the manifest does not note it."""
+    repo = _fill(checkpoint, tmp_path).folder
+    for config in repo.glob("*/config.pbtxt"):
+        if config.parent.name != "preprocessing":
+            config.unlink()
+    (repo / "preprocessing/1/tokenizer").rename(tmp_path / "tokenizer")
+    config = repo / "preprocessing/config.pbtxt"
+    config.write_text(config.read_text().replace("preprocessing/1/tokenizer", "../tokenizer"))
+    pipeline = _pipeline(checkpoint, **dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0))
+    logs, console = tmp_path / "logs", Console(quiet=True)
+    with pytest.raises(RankError) as caught, launch(pipeline, repo, logs, console, world=World(1)):
+        pass
+    assert "tokenizer_dir of preprocessing leads out of the model repository" in caught.value.tail

@@ -11,6 +11,8 @@ import psutil
 import pytest
 
 from shardyard.console import Console
+from shardyard.manifest import Manifest, write_manifest
+from shardyard.model_repo.allowed_paths import noted_folders
 from shardyard.pipeline_file import parse_pipeline
 from shardyard.spec import Pipeline
 from shardyard.triton.serve import Server, launch
@@ -46,6 +48,17 @@ output [{ name: "text_output" data_type: TYPE_STRING dims: [-1] }]
 
 MakeRepo = Callable[..., Path]
 Launch = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def note_engine() -> Callable[[Path, str], None]:
+    """Note in a repository's manifest where its engine lies, as fill does."""
+
+    def note(repo: Path, engine: str) -> None:
+        settings = noted_folders({"gpt_model_path": engine})
+        write_manifest(repo, Manifest("fill", "", "", {}, {}, settings, {}))
+
+    return note
 
 
 @pytest.fixture(scope="session")

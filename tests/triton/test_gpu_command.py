@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def test_an_orchestrator_is_one_program_to_slurm() -> None:
 
 
 @pytest.fixture
-def repo(tmp_path: Path) -> Path:
+def repo(tmp_path: Path, note_engine: Callable[[Path, str], None]) -> Path:
     """A repository as far as a launch looks at it, of an engine with two ranks."""
     engine, model = tmp_path / "engine", tmp_path / "model_repo" / "tensorrt_llm"
     for folder in (engine, model):
@@ -96,6 +97,7 @@ def repo(tmp_path: Path) -> Path:
         (engine / f"rank{rank}.engine").touch()
     parameter = f'parameters {{ key: "gpt_model_path" value {{ string_value: "{engine}" }} }}'
     (model / "config.pbtxt").write_text(parameter)
+    note_engine(model.parent, str(engine))
     return model.parent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from shardyard.triton.world import read_world
 
 
 @pytest.fixture
-def repo(tmp_path: Path) -> Path:
+def repo(tmp_path: Path, note_engine: Callable[[Path, str], None]) -> Path:
     """A repository whose engine, a folder beside it, has two ranks."""
     model = tmp_path / "model_repo" / "tensorrt_llm"
     model.mkdir(parents=True)
     parameter = 'parameters { key: "gpt_model_path" value { string_value: "../engine" } }'
     (model / "config.pbtxt").write_text(f'name: "tensorrt_llm" backend: "python" {parameter}')
     engine(tmp_path, {"pretrained_config": {"mapping": {"world_size": 2}}})
+    note_engine(tmp_path / "model_repo", "../engine")
     return tmp_path / "model_repo"
 
 
@@ -53,6 +55,12 @@ def test_a_missing_rank_file(repo: Path) -> None:
     with pytest.raises(ArtifactError, match="not whole") as caught:
         read_world(repo)
     assert "2 ranks and no rank1.engine" in caught.value.why
+
+
+def test_an_engine_that_fill_did_not_note(repo: Path, note_engine: Callable[[Path, str], None]) -> None:
+    note_engine(repo, "../another")
+    with pytest.raises(ArtifactError, match="leads out of the model repository"):
+        read_world(repo)
 
 
 @pytest.mark.parametrize(
