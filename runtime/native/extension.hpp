@@ -10,5 +10,6 @@ ov::Extension::Ptr packed_matmul_extension();
 ov::Extension::Ptr packed_rows_extension();
 ov::Extension::Ptr packed_experts_extension();
 ov::Extension::Ptr best_token_extension();
+ov::Extension::Ptr packed_layer_extension();
 
 }  // namespace shardyard

@@ -4,8 +4,7 @@
 #include <cstring>
 #include <vector>
 
-#include <tbb/parallel_for.h>
-#include <tbb/task_arena.h>
+#include "in_parts.hpp"
 
 namespace shardyard {
 namespace {
@@ -32,20 +31,6 @@ const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
     if (level == Level::amx && kind == Kind::bfloat16 && tokens > kMany) return *amx_many_kernel();
     if (level == Level::amx && tokens > few) return *amx_kernel(kind);
     return level == Level::avx2 ? *avx2_kernel(kind) : *avx512_kernel(kind);
-}
-
-// Calls f(first, last) for parts of [0, count) of `grain` or fewer each, on all threads of the arena.
-template <typename Function>
-void in_parts(std::size_t count, std::size_t grain, const Function& function) {
-    const std::size_t parts = (count + grain - 1) / grain;
-    const auto part = [&](std::size_t index) { function(index * grain, std::min(count, (index + 1) * grain)); };
-    if (parts == 1 || tbb::this_task_arena::max_concurrency() == 1) {
-        for (std::size_t index = 0; index < parts; ++index) part(index);
-        return;
-    }
-    tbb::parallel_for(
-        tbb::blocked_range<std::size_t>(0, parts, 1),
-        [&](const tbb::blocked_range<std::size_t>& range) { part(range.begin()); }, tbb::simple_partitioner());
 }
 
 std::uint8_t* aligned(std::vector<std::uint8_t>& memory, std::size_t bytes) {

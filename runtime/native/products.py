@@ -17,7 +17,7 @@ from openvino.utils.node_factory import NodeFactory
 from shardyard.runtime.native.library import native_library
 from shardyard.runtime.native.packing import BLOCK_ROWS, plain_rows
 
-__all__ = ["Expert", "Level", "PackedMatrix", "Products", "best_level", "load_products"]
+__all__ = ["Expert", "FusedLayer", "Level", "PackedMatrix", "Products", "best_level", "load_products"]
 
 #: What the kernels are written for, least first.
 Level = Literal["avx2", "avx512", "amx"]
@@ -64,6 +64,15 @@ class PackedMatrix:
             raise ValueError(f"row {first} is not the first of a block of {BLOCK_ROWS}")
         part = slice(first // BLOCK_ROWS, -(-last // BLOCK_ROWS))
         return cls(numbers[part], None if scales is None else scales[first:], last - first)
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """What is the same in all layers that are one operation each: ``group`` adds over the ranks, if there are any."""
+
+    activation: str
+    epsilon: float
+    group: int | None
 
 
 #: An expert's two branches, the gate last, and what leads back.
@@ -117,6 +126,24 @@ class Products:
             "level": self._level,
         }
         return self._factory.create("PackedExperts", [_output(each) for each in (total, x, shares)], attributes)
+
+    def layer(
+        self, x: Any, y: Any, norms: Sequence[Any], matrices: Sequence[PackedMatrix], block: FusedLayer
+    ) -> tuple[Any, Any | None]:
+        """Return ``x`` after the rest of a layer whose attention is ``y``, and the next layer's qkv if it is wanted.
+
+        ``x``: float32 [tokens, hidden]; ``y``: [tokens, heads · head_size]. ``matrices``: dense, up, gate and down,
+        and with the next layer's qkv that; ``norms``: the weights of the norm before the MLP, and of that before qkv.
+        """
+        attributes = {
+            "matrices": [self._number(matrix) for matrix in matrices],
+            "activation": _ACTIVATIONS[block.activation],
+            "level": self._level,
+            "group": -1 if block.group is None else block.group,
+            "epsilon": block.epsilon,
+        }
+        node = self._factory.create("PackedLayer", [_output(each) for each in (x, y, *norms)], attributes)
+        return node.output(0), node.output(1) if len(matrices) > 4 else None
 
     def rows(self, ids: Any, matrix: PackedMatrix) -> Any:
         """Return the rows of a packed matrix that ``ids``, int32 [tokens], name, float32 [tokens, columns]."""
