@@ -27,6 +27,10 @@ class AllReduce(Protocol):
     def size(self) -> int:
         """Ranks of the group."""
 
+    @property
+    def number(self) -> int | None:
+        """The number by which compiled operations know the group; None: they do not."""
+
     def extend(self, core: Any) -> None:
         """Register what the core must know before it compiles a model with this node."""
 

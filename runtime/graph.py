@@ -24,6 +24,7 @@ from shardyard.runtime.layers.block import Block
 from shardyard.runtime.layers.constants import integer
 from shardyard.runtime.layers.embedding import Embedding
 from shardyard.runtime.layers.functions import soft_cap
+from shardyard.runtime.layers.fused_blocks import FusedBlocks
 from shardyard.runtime.layers.linear import AllReduceNode, Linear
 from shardyard.runtime.layers.norms import Norms
 from shardyard.runtime.layers.rotation import Rotation
@@ -47,6 +48,7 @@ def build_graph(
     pool: AdapterPool | None = None,
     products: Products | None = None,
     context: ContextGroup | None = None,
+    group: int | None = None,
 ) -> Any:
     """Return the rank's ``ov.Model``.
 
@@ -58,10 +60,12 @@ def build_graph(
     ``best_ids`` int32 [rows], ``best_logits`` float32 [rows]; on other stages ``hidden_out``.
     ``all_reduce`` may be None when ``spec.tp`` is 1. The arrays must stay alive until the first inference has ended.
     Packed arrays need ``products``, and both must outlive the model.
+    ``group``: the number of the compiled group that ``all_reduce`` is, where it is one.
     With a ``pool`` the network adds its adapters to the products, and has their inputs.
     """
+    fusible = pool is None and (all_reduce is None or group is not None)
     graph = _Graph(spec, Weights(arrays, products), all_reduce or _identity, Adapters(pool) if pool else None, context)
-    return graph.model()
+    return graph.model(group, fusible=fusible)
 
 
 def fix_tokens(model: Any, tokens: int) -> None:
@@ -101,7 +105,7 @@ class _Graph:
         self.norms = Norms(spec.norm, spec.norm_epsilon, weights)
         self.parameters: list[Any] = []
 
-    def model(self) -> Any:
+    def model(self, group: int | None, *, fusible: bool) -> Any:
         spec = self.spec
         paged = self._paged_inputs()
         positions = self._input("position_ids", [-1])
@@ -113,9 +117,10 @@ class _Graph:
             x = self._input("hidden", [-1, spec.hidden], ov.Type.f32)
         linear = Linear(self.weights, self.all_reduce, self.adapters)
         attention = AttentionBlock(spec.attention, linear, self.norms, paged, rotation)
-        block = Block(spec, linear, self.norms, attention)
-        for layer in range(len(spec.layers)):
-            x = block(x, layer)
+        if fusible and FusedBlocks.fuses(spec, self.weights):
+            x = FusedBlocks(spec, linear, self.norms, attention, group)(x)
+        else:
+            x = Block(spec, linear, self.norms, attention).all(x)
         self.parameters += attention.parameters + (self.adapters.parameters if self.adapters else [])
         outputs = {"hidden_out": x}
         if spec.last:

@@ -24,6 +24,10 @@ class MpiAllReduce:
         self._comm, self.size = comm, int(comm.Get_size())
         self._stopped, self._counters = False, Counters()
 
+    @property
+    def number(self) -> None:
+        """None: compiled operations do not know it."""
+
     def extend(self, core: Any) -> None:
         """Nothing: the plugin runs an operation that is defined in Python through its evaluate method."""
 

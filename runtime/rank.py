@@ -151,14 +151,14 @@ class RankModel:
 
     def _compile(self, adapters: AdapterPool | None = None, tokens: int | None = None) -> Any:
         settings = self.settings
-        group = _QUANTIZATION_GROUP.get(self.spec.weights, 0) if settings.quantize_activations else 0
+        quantized = _QUANTIZATION_GROUP.get(self.spec.weights, 0) if settings.quantize_activations else 0
         properties = {
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
             "INFERENCE_NUM_THREADS": settings.threads,
             "INFERENCE_PRECISION_HINT": _PRECISIONS[settings.compute],
             "KV_CACHE_PRECISION": _PRECISIONS[settings.kv_cache],
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": group,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": quantized,
         }
         core = ov.Core()
         for joined in self._groups():
@@ -166,7 +166,8 @@ class RankModel:
         if self.products:
             self.products.extend(core)
         all_reduce = self.all_reduce.node if self.all_reduce else None
-        graph = build_graph(self.spec, self.arrays, all_reduce, adapters, self.products, self.context)
+        group = self.all_reduce.number if self.all_reduce else None
+        graph = build_graph(self.spec, self.arrays, all_reduce, adapters, self.products, self.context, group)
         if tokens:
             fix_tokens(graph, tokens)
         try:

@@ -29,13 +29,13 @@ class SharedMemoryAllReduce:
         self._path = library
         self._library = ctypes.CDLL(library)
         self._library.shardyard_window_bytes.restype = ctypes.c_size_t
-        self._group = next(_next_group) % self._library.shardyard_max_groups()
+        self.number = next(_next_group) % self._library.shardyard_max_groups()
         self.size: int = comm.Get_size()
         rank, slot = comm.Get_rank(), ctypes.c_size_t(SLOT_BYTES)
         total = self._library.shardyard_window_bytes(self.size, slot)
         self._window = share_memory(total, rank == 0, lambda name: str(comm.bcast(name)), comm.Barrier)
         self._base = ctypes.c_char.from_buffer(self._window)
-        self._library.shardyard_join(self._group, ctypes.byref(self._base), rank, self.size, slot)
+        self._library.shardyard_join(self.number, ctypes.byref(self._base), rank, self.size, slot)
         comm.Barrier()
 
     def extend(self, core: Any) -> None:
@@ -47,7 +47,7 @@ class SharedMemoryAllReduce:
         factory = NodeFactory("opset16")
         factory.add_extension(self._path)
         output = x if isinstance(x, ov.Output) else x.output(0)
-        return factory.create("AllReduce", [output], {"group": self._group})
+        return factory.create("AllReduce", [output], {"group": self.number})
 
     def sum(self, part: NDArray[Any]) -> NDArray[Any]:
         """Return the sum over the group."""
@@ -59,16 +59,16 @@ class SharedMemoryAllReduce:
 
     def _call(self, function: Callable[..., int], part: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         part, out = np.ascontiguousarray(part, np.float32), np.empty(shape, np.float32)
-        if function(self._group, part.ctypes, out.ctypes, ctypes.c_size_t(part.size)):
+        if function(self.number, part.ctypes, out.ctypes, ctypes.c_size_t(part.size)):
             raise RuntimeError("all-reduce: the world is being shut down, or the process of a peer is gone")
         return out
 
     def counters(self) -> Counters:
         """Return what the compiled group has counted."""
         four = (ctypes.c_uint64 * 4)()
-        self._library.shardyard_counters(self._group, four)
+        self._library.shardyard_counters(self.number, four)
         return Counters(four[0], four[1], four[2] * 1e-9, four[3] * 1e-9)
 
     def abort(self) -> None:
         """End the waits of all ranks of the group with an error."""
-        self._library.shardyard_abort(self._group)
+        self._library.shardyard_abort(self.number)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shardyard.runtime.names import group_scale_name, scale_name, zero_name
 from shardyard.runtime.native.packing import is_packed, plain_rows
-from shardyard.runtime.native.products import PackedMatrix, Products
+from shardyard.runtime.native.products import FusedLayer, PackedMatrix, Products
 
 __all__ = ["Part", "Weights"]
 
@@ -82,6 +82,26 @@ class Weights:
             return None
         matrices = [(self._packed(up), self._packed(gate), self._packed(back)) for up, gate, back in parts]
         return self._products.experts(total, x, shares, matrices, activation)
+
+    def layer(
+        self, x: Any, y: Any, norms: Sequence[str], parts: Sequence[Part], block: FusedLayer
+    ) -> tuple[Any, Any | None]:
+        """Return what ``Products.layer`` makes of packed matrices and the norms' weights.
+
+        Raises:
+            ValueError: there are no products.
+        """
+        if not self._products:
+            raise ValueError("packed matrices need products")
+        return self._products.layer(x, y, [self.vector(n) for n in norms], [self._packed(p) for p in parts], block)
+
+    def packs(self, part: Part) -> bool:
+        """Tell whether products with a matrix are the engine's own."""
+        return self._products is not None and is_packed(self.arrays[part.name])
+
+    def gates(self, activation: str) -> bool:
+        """Tell whether there is one operation for gated products with an activation."""
+        return self._products is not None and self._products.gates(activation)
 
     def best(self, logits: Any) -> Any | None:
         """Return the largest of each row of ``logits``, as ``Products.best`` does, if there is an operation for it."""

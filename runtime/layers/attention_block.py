@@ -33,16 +33,19 @@ class AttentionBlock:
 
     def __call__(self, x: Any, name: str, layer: int, window: int) -> Partial:
         """Return the attention ``name`` of ``x``, float32 [tokens, hidden]."""
+        qkv = self._linear.columns(x, f"{name}.qkv", self._spec.qkv_bias)
+        return self._linear.rows(self.mix(qkv, name, layer, window), f"{name}.dense", self._spec.dense_bias)
+
+    def mix(self, qkv: Any, name: str, layer: int, window: int) -> Any:
+        """Return what the heads make of their queries, keys and values, [tokens, heads · head_size]."""
         spec = self._spec
-        qkv = self._linear.columns(x, f"{name}.qkv", spec.qkv_bias)
         q_width, kv_width = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
         parts = op.variadic_split(qkv, integer(1), integers(q_width, kv_width, kv_width))
         q = self._heads(parts.output(0), f"{name}.q_layernorm", spec.heads)
         k = self._heads(parts.output(1), f"{name}.k_layernorm", spec.kv_heads)
-        y = self._mix(q, k, parts.output(2), layer, window)
-        return self._linear.rows(y, f"{name}.dense", spec.dense_bias)
+        return self._attend(q, k, parts.output(2), layer, window)
 
-    def _mix(self, q: Any, k: Any, v: Any, layer: int, window: int) -> Any:
+    def _attend(self, q: Any, k: Any, v: Any, layer: int, window: int) -> Any:
         if self._paged.block_copies is not None:
             return own_attention(q, k, v, self._paged, self._spec, window)
         caches = cache_parameters(layer)

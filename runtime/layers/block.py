@@ -25,6 +25,12 @@ class Block:
             {"experts": Experts(spec.experts, linear)} if spec.experts else {}
         )
 
+    def all(self, x: Any) -> Any:
+        """Return what the stage's layers make of ``x``, float32 [tokens, hidden]."""
+        for layer in range(len(self._spec.layers)):
+            x = self(x, layer)
+        return x
+
     def __call__(self, x: Any, layer: int) -> Any:
         """Return layer ``layer`` (counted from 0 on this stage) of ``x``, float32 [tokens, hidden]."""
         return (self._parallel if self._spec.block.parallel else self._sequential)(x, layer)

@@ -47,7 +47,7 @@ class Experts:
     def _add(self, total: Any, x: Any, routing: Any, name: str) -> Any:
         """Add the experts' weighted answers to the rows of their tokens."""
         back = (Part(f"{name}.proj.weight", expert=expert) for expert in range(self._spec.local))
-        parts = [(*fused_parts(self._linear, f"{name}.fc", part.expert), part) for part in back]
+        parts = [(*fused_parts(self._linear.weights, f"{name}.fc", part.expert), part) for part in back]
         at_once = self._linear.weights.mixture(total, x, routing, parts, self._spec.activation)
         return self._sorted(total, x, routing, name) if at_once is None else at_once
 

@@ -13,9 +13,9 @@ import openvino.opset16 as op
 from shardyard.runtime.layers.functions import ACTIVATIONS
 from shardyard.runtime.layers.linear import Linear, Partial
 from shardyard.runtime.network import Activation, MlpSpec
-from shardyard.runtime.weights import Part
+from shardyard.runtime.weights import Part, Weights
 
-__all__ = ["Mlp", "fused_parts", "fused_product"]
+__all__ = ["Mlp", "branches", "fused_parts", "fused_product"]
 
 
 class Mlp:
@@ -37,10 +37,8 @@ class Mlp:
         return self._activate(self._linear.columns(x, f"{name}.fc", self._spec.bias))
 
     def _gated(self, x: Any, name: str) -> Any:
-        # TensorRT-LLM's names: `fc` goes through the activation, `gate` does not.
         if not self._spec.bias and not self._linear.adapted:
-            up, gate = (Part(f"{name}.{part}.weight") for part in ("gate", "fc"))
-            return self._linear.gated(x, up, gate, self._spec.activation)
+            return self._linear.gated(x, *branches(self._spec, self._linear.weights, name), self._spec.activation)
         activated = self._plain(x, name)
         return op.multiply(activated, self._linear.columns(x, f"{name}.gate", self._spec.bias))
 
@@ -53,11 +51,19 @@ def fused_product(linear: Linear, x: Any, name: str, activation: Activation, exp
 
     ``expert`` picks one from a weight [experts, 2 · inner, hidden].
     """
-    return linear.gated(x, *fused_parts(linear, name, expert), activation)
+    return linear.gated(x, *fused_parts(linear.weights, name, expert), activation)
 
 
-def fused_parts(linear: Linear, name: str, expert: int | None = None) -> tuple[Part, Part]:
+def branches(spec: MlpSpec, weights: Weights, name: str) -> tuple[Part, Part]:
+    """Return the branch without the activation and that with it of a gated or fused MLP without biases."""
+    if spec.form == "fused":
+        return fused_parts(weights, f"{name}.fc")
+    # TensorRT-LLM's names: `fc` goes through the activation, `gate` does not.
+    return Part(f"{name}.gate.weight"), Part(f"{name}.fc.weight")
+
+
+def fused_parts(weights: Weights, name: str, expert: int | None = None) -> tuple[Part, Part]:
     """Return U and G of ``fused_product``."""
-    inner = linear.weights.height(f"{name}.weight") // 2
+    inner = weights.height(f"{name}.weight") // 2
     weight = f"{name}.weight"
     return Part(weight, slice(inner), expert), Part(weight, slice(inner, 2 * inner), expert)

@@ -22,8 +22,8 @@ namespace {
 
 // Tokens that one pass over a block takes: as many sums as registers hold besides the weight.
 constexpr std::size_t kPass = 8;
-// How far ahead of its use a weight is fetched, in bytes, as measured: further where more is done with it.
-constexpr std::size_t ahead(int tokens) { return tokens <= 2 ? 2048 : 8192; }
+// How far ahead of its use a weight is fetched, in bytes of each block, as measured: further where more is done with it.
+constexpr std::size_t ahead(int tokens, int blocks) { return blocks > 1 ? 1024 : tokens <= 2 ? 2048 : 8192; }
 
 inline std::int32_t four_bytes(const void* address) {
     std::int32_t bytes;
@@ -56,34 +56,47 @@ void int8_prepare(const float* x, std::size_t columns, std::size_t tokens, std::
     }
 }
 
-// One block and T tokens, whose rows begin at `token`.
-template <int T>
-void int8_block(const PackedMatrix& matrix, std::size_t block, const Int8Rows& x, std::size_t token, float* y,
+// B blocks and T tokens, whose rows begin at `token`.
+template <int T, int B>
+void int8_blocks(const PackedMatrix& matrix, std::size_t block, const Int8Rows& x, std::size_t token, float* y,
                 std::size_t stride) {
     const std::size_t columns = matrix.columns, groups = columns / kGroup;
     const std::int8_t* numbers = x.numbers + token * columns;
     const float* scales = x.scales + token * groups;
     const std::int32_t* starts = x.starts + token * groups;
     const std::uint8_t* weight = matrix.block(block);
-    __m512 total[T];
-    for (int t = 0; t < T; ++t) total[t] = _mm512_setzero_ps();
+    const std::size_t bytes = matrix.block_bytes();
+    __m512 total[B][T];
+    for (auto& row : total) {
+        for (auto& value : row) value = _mm512_setzero_ps();
+    }
     for (std::size_t group = 0; group < groups; ++group) {
-        __m512i sum[T];
-        for (int t = 0; t < T; ++t) sum[t] = _mm512_set1_epi32(starts[t * groups + group]);
+        __m512i sum[B][T];
+        for (auto& row : sum) {
+            for (int t = 0; t < T; ++t) row[t] = _mm512_set1_epi32(starts[t * groups + group]);
+        }
 #pragma GCC unroll 4
         for (std::size_t k = group * kGroup; k < (group + 1) * kGroup; k += 4) {
-            const __m512i numbers16 = _mm512_loadu_si512(weight + k * kBlockRows);
-            _mm_prefetch(weight + k * kBlockRows + ahead(T), _MM_HINT_T0);
-            for (int t = 0; t < T; ++t) {
-                sum[t] = _mm512_dpbusd_epi32(sum[t], numbers16, _mm512_set1_epi32(four_bytes(numbers + t * columns + k)));
+            __m512i same[T];
+            for (int t = 0; t < T; ++t) same[t] = _mm512_set1_epi32(four_bytes(numbers + t * columns + k));
+            for (int b = 0; b < B; ++b) {
+                const std::uint8_t* at = weight + b * bytes + k * kBlockRows;
+                _mm_prefetch(at + ahead(T, B), _MM_HINT_T0);
+                const __m512i numbers16 = _mm512_loadu_si512(at);
+                for (int t = 0; t < T; ++t) sum[b][t] = _mm512_dpbusd_epi32(sum[b][t], numbers16, same[t]);
             }
         }
         for (int t = 0; t < T; ++t) {
-            total[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[t]), _mm512_set1_ps(scales[t * groups + group]), total[t]);
+            const __m512 scale = _mm512_set1_ps(scales[t * groups + group]);
+            for (int b = 0; b < B; ++b) total[b][t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[b][t]), scale, total[b][t]);
         }
     }
-    const __m512 row_scales = _mm512_loadu_ps(matrix.scales + block * kBlockRows);
-    for (int t = 0; t < T; ++t) _mm512_storeu_ps(y + t * stride, _mm512_mul_ps(total[t], row_scales));
+    for (int b = 0; b < B; ++b) {
+        const __m512 row_scales = _mm512_loadu_ps(matrix.scales + (block + b) * kBlockRows);
+        for (int t = 0; t < T; ++t) {
+            _mm512_storeu_ps(y + t * stride + b * kBlockRows, _mm512_mul_ps(total[b][t], row_scales));
+        }
+    }
 }
 
 std::size_t bfloat16_bytes(std::size_t tokens, std::size_t columns) { return tokens * columns * 2; }
@@ -96,43 +109,58 @@ void bfloat16_prepare(const float* x, std::size_t columns, std::size_t, std::siz
     }
 }
 
-template <int T>
-void bfloat16_block(const PackedMatrix& matrix, std::size_t block, const std::uint8_t* x, std::size_t token, float* y,
-                    std::size_t stride) {
+template <int T, int B>
+void bfloat16_blocks(const PackedMatrix& matrix, std::size_t block, const std::uint8_t* x, std::size_t token, float* y,
+                     std::size_t stride) {
     // Few tokens mean few sums, and each must wait for itself: several sums per token fill the gap.
-    constexpr std::size_t kSums = T == 1 ? 4 : T <= 4 ? 2 : 1;
+    constexpr std::size_t kSums = T * B == 1 ? 4 : T * B <= 4 ? 2 : 1;
     const std::size_t columns = matrix.columns;
     const std::uint8_t* weight = matrix.block(block);
     const std::uint8_t* numbers = x + 2 * token * columns;
-    __m512 sum[kSums][T];
-    for (auto& row : sum) {
-        for (auto& value : row) value = _mm512_setzero_ps();
+    const std::size_t bytes = matrix.block_bytes();
+    __m512 sum[kSums][B][T];
+    for (auto& blocks : sum) {
+        for (auto& row : blocks) {
+            for (auto& value : row) value = _mm512_setzero_ps();
+        }
     }
     for (std::size_t k = 0; k < columns; k += 2 * kSums) {
         for (std::size_t s = 0; s < kSums; ++s) {
             const std::size_t at = k + 2 * s;
-            const __m512i pair = _mm512_loadu_si512(weight + 2 * at * kBlockRows);
-            _mm_prefetch(weight + 2 * at * kBlockRows + ahead(T), _MM_HINT_T0);
-            for (int t = 0; t < T; ++t) {
-                const __m512i same = _mm512_set1_epi32(four_bytes(numbers + 2 * (t * columns + at)));
-                sum[s][t] = _mm512_dpbf16_ps(sum[s][t], reinterpret_cast<__m512bh>(pair), reinterpret_cast<__m512bh>(same));
+            __m512i same[T];
+            for (int t = 0; t < T; ++t) same[t] = _mm512_set1_epi32(four_bytes(numbers + 2 * (t * columns + at)));
+            for (int b = 0; b < B; ++b) {
+                const std::uint8_t* from = weight + b * bytes + 2 * at * kBlockRows;
+                _mm_prefetch(from + ahead(T, B), _MM_HINT_T0);
+                const auto pair = reinterpret_cast<__m512bh>(_mm512_loadu_si512(from));
+                for (int t = 0; t < T; ++t) {
+                    sum[s][b][t] = _mm512_dpbf16_ps(sum[s][b][t], pair, reinterpret_cast<__m512bh>(same[t]));
+                }
             }
         }
     }
-    for (int t = 0; t < T; ++t) {
-        for (std::size_t s = 1; s < kSums; ++s) sum[0][t] = _mm512_add_ps(sum[0][t], sum[s][t]);
-        _mm512_storeu_ps(y + t * stride, sum[0][t]);
+    for (int b = 0; b < B; ++b) {
+        for (int t = 0; t < T; ++t) {
+            for (std::size_t s = 1; s < kSums; ++s) sum[0][b][t] = _mm512_add_ps(sum[0][b][t], sum[s][b][t]);
+            _mm512_storeu_ps(y + t * stride + b * kBlockRows, sum[0][b][t]);
+        }
     }
 }
 
 template <typename Rows>
 using BlockFunction = void (*)(const PackedMatrix&, std::size_t, const Rows&, std::size_t, float*, std::size_t);
 
-// A block stays in the core's cache while the tokens go over it, `kPass` at a time.
+// A block stays in the core's cache while the tokens go over it, `kPass` at a time. For a single token several blocks
+// are read at once: a core gets a tenth more from memory by four streams than by one.
 template <typename Rows>
-void each_block(const std::array<BlockFunction<Rows>, kPass>& functions, const PackedMatrix& matrix, const Rows& rows,
-                std::size_t tokens, std::size_t first, std::size_t last, float* y, std::size_t stride) {
-    for (std::size_t block = first; block < last; ++block, y += kBlockRows) {
+void each_block(const std::array<BlockFunction<Rows>, kPass>& functions, BlockFunction<Rows> together,
+                const PackedMatrix& matrix, const Rows& rows, std::size_t tokens, std::size_t first, std::size_t last,
+                float* y, std::size_t stride) {
+    std::size_t block = first;
+    for (; tokens == 1 && block + kTogether <= last; block += kTogether, y += kTogether * kBlockRows) {
+        together(matrix, block, rows, 0, y, stride);
+    }
+    for (; block < last; ++block, y += kBlockRows) {
         for (std::size_t token = 0; token < tokens; token += kPass) {
             const std::size_t count = std::min(kPass, tokens - token);
             functions[count - 1](matrix, block, rows, token, y + token * stride, stride);
@@ -142,33 +170,33 @@ void each_block(const std::array<BlockFunction<Rows>, kPass>& functions, const P
 
 template <int... T>
 constexpr std::array<BlockFunction<Int8Rows>, kPass> int8_functions(std::integer_sequence<int, T...>) {
-    return {int8_block<T + 1>...};
+    return {int8_blocks<T + 1, 1>...};
 }
 
 using Bytes = const std::uint8_t*;
 
-template <int T>
+template <int T, int B>
 void bfloat16_rows(const PackedMatrix& matrix, std::size_t block, const Bytes& x, std::size_t token, float* y,
                    std::size_t stride) {
-    bfloat16_block<T>(matrix, block, x, token, y, stride);
+    bfloat16_blocks<T, B>(matrix, block, x, token, y, stride);
 }
 
 template <int... T>
 constexpr std::array<BlockFunction<Bytes>, kPass> bfloat16_functions(std::integer_sequence<int, T...>) {
-    return {bfloat16_rows<T + 1>...};
+    return {bfloat16_rows<T + 1, 1>...};
 }
 
 void int8_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std::size_t tokens, std::size_t first,
                    std::size_t last, float* y, std::size_t stride) {
     static constexpr auto functions = int8_functions(std::make_integer_sequence<int, kPass>());
     const Int8Rows rows(const_cast<std::uint8_t*>(prepared), tokens, matrix.columns);
-    each_block(functions, matrix, rows, tokens, first, last, y, stride);
+    each_block(functions, int8_blocks<1, kTogether>, matrix, rows, tokens, first, last, y, stride);
 }
 
 void bfloat16_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std::size_t tokens, std::size_t first,
                        std::size_t last, float* y, std::size_t stride) {
     static constexpr auto functions = bfloat16_functions(std::make_integer_sequence<int, kPass>());
-    each_block(functions, matrix, prepared, tokens, first, last, y, stride);
+    each_block(functions, bfloat16_rows<1, kTogether>, matrix, prepared, tokens, first, last, y, stride);
 }
 
 constexpr Kernel kInt8{int8_bytes, int8_prepare, int8_multiply};

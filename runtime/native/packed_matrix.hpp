@@ -15,6 +15,8 @@ namespace shardyard {
 enum class Kind : std::int64_t { int8 = 0, bfloat16 = 1 };
 
 constexpr std::size_t kBlockRows = 16;
+// Blocks that a kernel may read at once, if it is given so many.
+constexpr std::size_t kTogether = 4;
 // Columns of an activation that share a scale when it is quantized; also what AMX takes of int8 in one step.
 constexpr std::size_t kGroup = 64;
 

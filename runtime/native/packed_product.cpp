@@ -17,13 +17,18 @@ constexpr std::size_t kFewInt8 = 3, kFewBfloat16 = 4;
 // With more than these a portion has this many blocks at least, since all activations are read for each.
 constexpr std::size_t kMany = 16, kManyBlocks = 8;
 constexpr std::size_t kTokenPortion = 16;
+// Portions for each thread that even out what the threads do differently.
+constexpr std::size_t kPlenty = 6;
 // Of several products, the activations of so many are prepared by one thread at a time.
 constexpr std::size_t kTasks = 8;
 
 // How many blocks a thread takes at a time.
 std::size_t portion_blocks(const PackedMatrix& matrix, const PackedMatrix* gate, std::size_t tokens) {
     const std::size_t bytes = matrix.block_bytes() * (gate ? 2 : 1);
-    return std::max(tokens > kMany ? kManyBlocks : 1, kPortion / bytes);
+    const std::size_t blocks = std::max(tokens > kMany ? kManyBlocks : 1, kPortion / bytes);
+    // Where that leaves all threads with enough of them, for a single token as the kernels like it best.
+    const bool plenty = matrix.blocks() >= kPlenty * kTogether * tbb::this_task_arena::max_concurrency();
+    return tokens == 1 && plenty ? (blocks + kTogether - 1) / kTogether * kTogether : blocks;
 }
 
 const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
