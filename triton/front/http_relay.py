@@ -16,11 +16,9 @@ from collections.abc import Callable
 from shardyard.triton.front.call_tag import CallTag
 from shardyard.triton.front.http_request import Head, HttpRefusal, chunk_length, read_head
 from shardyard.triton.front.open_answers import OpenAnswers
+from shardyard.triton.front.patient_reader import PATIENCE, PIECE, PatientReader
 
 __all__ = ["HttpRelay"]
-
-#: Bytes that are passed on at a time, and the most that a head may have.
-_PIECE = 1 << 16
 
 #: Seconds that a refused client gets to send the rest, which is dropped: one that is cut off would not see the answer.
 _LINGER = 5.0
@@ -30,27 +28,38 @@ _GENERATES = re.compile(rb"/generate(_stream)?(\?.*)?$")
 
 
 class HttpRelay:
-    """Serves connections; ``max_body``: bytes of a request's body. ``stop``: end what the engine does for a call."""
+    """Serves connections; ``max_body``: bytes of a request's body. ``stop``: end what the engine does for a call.
 
-    def __init__(self, host: str, port: int, max_body: int, stop: Callable[[str], object] | None = None) -> None:
-        self._address, self._max_body, self._stop = (host, port), max_body, stop
+    ``patience``: seconds that a client may take for each part of a request, and between two.
+    """
 
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        max_body: int,
+        stop: Callable[[str], object] | None = None,
+        patience: float = PATIENCE,
+    ) -> None:
+        self._address, self._max_body, self._stop, self._patience = (host, port), max_body, stop, patience
+
+    async def serve(self, client: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one client's connection to its end."""
+        open_answers = OpenAnswers()
+        reader = PatientReader(client, self._patience, lambda: open_answers.count > 0)
         try:
             triton, to_triton = await asyncio.open_connection(*self._address)
         except OSError:
             await _refuse(reader, writer, HttpRefusal(503, "Service Unavailable", "the server does not answer"))
             return
-        call, open_answers = uuid.uuid4().hex if self._stop else "", OpenAnswers()
+        call = uuid.uuid4().hex if self._stop else ""
         asking = asyncio.ensure_future(self._requests(reader, to_triton, call, open_answers))
         answering = asyncio.ensure_future(_answers(triton, writer, open_answers))
         try:
             await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
             if asking.done() and (refusal := asking.result()):
-                answering.cancel()
-                await asyncio.wait({answering})
-                await _refuse(reader, writer, refusal)
+                if await _in_turn(answering, open_answers):
+                    await _refuse(reader, writer, refusal)
             elif asking.done():  # The client sends no more; Triton decides what of its answer is worth while.
                 await answering
         finally:
@@ -59,20 +68,24 @@ class HttpRelay:
             await asyncio.wait({asking, answering})
             to_triton.close()
             writer.close()
-            if self._stop and open_answers.named and open_answers.count:
+            if self._stop and open_answers.named and open_answers.count > 0:
                 self._stop(call)
 
     async def _requests(
-        self, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter, call: str, open_answers: OpenAnswers
+        self, reader: PatientReader, to_triton: asyncio.StreamWriter, call: str, open_answers: OpenAnswers
     ) -> HttpRefusal | None:
         """Pass requests on until the client has sent its last one, or one that is refused."""
         try:
             while True:
-                head = read_head(await _until(reader, b"\r\n\r\n"))
+                head = read_head(await reader.head())
                 self._check(head.length or 0)
                 named = bool(call) and _generates(head)
                 open_answers.asked(named=named)
-                await self._pass_on(head, reader, to_triton, CallTag(call if named else ""))
+                try:
+                    await self._pass_on(head, reader, to_triton, CallTag(call if named else ""))
+                except HttpRefusal:
+                    open_answers.given_up()
+                    raise
         except HttpRefusal as refusal:
             return refusal
         except asyncio.IncompleteReadError:
@@ -82,35 +95,33 @@ class HttpRelay:
             to_triton.close()
         return None
 
-    async def _pass_on(
-        self, head: Head, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter, tag: CallTag
-    ) -> None:
+    async def _pass_on(self, head: Head, reader: PatientReader, to_triton: asyncio.StreamWriter, tag: CallTag) -> None:
         to_triton.write(head.data(tag.length))
         if head.length is None:
             await self._chunks(reader, to_triton, tag)
             return
         left = head.length
         while left:
-            piece = await _piece(reader, left)
+            piece = await reader.piece(left)
             to_triton.write(tag.put(piece))
             await to_triton.drain()
             left -= len(piece)
         to_triton.write(tag.end())
 
-    async def _chunks(self, reader: asyncio.StreamReader, to_triton: asyncio.StreamWriter, tag: CallTag) -> None:
+    async def _chunks(self, reader: PatientReader, to_triton: asyncio.StreamWriter, tag: CallTag) -> None:
         """Pass a body in chunks on, without their extensions and what may follow the last one."""
         whole = 0
-        while size := chunk_length(await _until(reader, b"\r\n")):
+        while size := chunk_length(await reader.line()):
             whole += size
             self._check(whole)
             while size:
-                piece = await _piece(reader, size)
+                piece = await reader.piece(size)
                 _write_chunk(to_triton, tag.put(piece))
                 await to_triton.drain()
                 size -= len(piece)
-            if await reader.readexactly(2) != b"\r\n":
+            if await reader.line() != b"\r\n":
                 raise HttpRefusal(400, "Bad Request", "a chunk is longer than it says")
-        while (line := await _until(reader, b"\r\n")) != b"\r\n":
+        while (line := await reader.line()) != b"\r\n":
             whole += len(line)
             self._check(whole)
         if left := tag.end():
@@ -129,20 +140,6 @@ def _generates(head: Head) -> bool:
     return head.length != 0 and head.first.startswith(b"POST") and bool(_GENERATES.search(head.target))
 
 
-async def _until(reader: asyncio.StreamReader, end: bytes) -> bytes:
-    try:
-        return await reader.readuntil(end)
-    except asyncio.LimitOverrunError:
-        raise HttpRefusal(431, "Request Header Fields Too Large", f"a head has at most {_PIECE} bytes") from None
-
-
-async def _piece(reader: asyncio.StreamReader, most: int) -> bytes:
-    piece = await reader.read(min(most, _PIECE))
-    if not piece:
-        raise asyncio.IncompleteReadError(b"", most)
-    return piece
-
-
 def _write_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
     writer.write(b"%x\r\n%s\r\n" % (len(data), data))
 
@@ -150,13 +147,24 @@ def _write_chunk(writer: asyncio.StreamWriter, data: bytes) -> None:
 async def _answers(triton: asyncio.StreamReader, writer: asyncio.StreamWriter, open_answers: OpenAnswers) -> None:
     """Pass answers on until either side closes."""
     with contextlib.suppress(OSError):
-        while piece := await triton.read(_PIECE):
+        while piece := await triton.read(PIECE):
             open_answers.came(piece)
             writer.write(piece)
             await writer.drain()
 
 
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, refusal: HttpRefusal) -> None:
+async def _in_turn(answering: asyncio.Future[None], open_answers: OpenAnswers) -> bool:
+    """Wait until what was asked before has been answered, and stop passing answers on; return whether it has."""
+    answered = asyncio.ensure_future(open_answers.wait())
+    await asyncio.wait({answering, answered}, return_when=asyncio.FIRST_COMPLETED)
+    turn = answered.done()
+    for task in (answering, answered):
+        task.cancel()
+    await asyncio.wait({answering, answered})
+    return turn
+
+
+async def _refuse(reader: PatientReader, writer: asyncio.StreamWriter, refusal: HttpRefusal) -> None:
     """Answer in Triton's form, and close."""
     body = json.dumps({"error": refusal.why}).encode()
     head = f"HTTP/1.1 {refusal.status} {refusal.phrase}\r\nContent-Type: application/json\r\n"
@@ -166,6 +174,5 @@ async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, re
         writer.write_eof()
         await writer.drain()
         async with asyncio.timeout(_LINGER):
-            while await reader.read(_PIECE):
-                pass
+            await reader.drop()
     writer.close()

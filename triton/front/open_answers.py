@@ -5,6 +5,7 @@ Where it cannot tell, it counts an answer as open.
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 __all__ = ["OpenAnswers"]
@@ -21,11 +22,26 @@ class OpenAnswers:
         self._read = self._head
         self._held = b""
         self._skip = 0
+        self._fewer = asyncio.Event()
 
     def asked(self, *, named: bool = False) -> None:
         """Note a request."""
         self.count += 1
         self.named |= named
+
+    def given_up(self) -> None:
+        """Note that Triton will not get the rest of the last request."""
+        self._one_less()
+
+    async def wait(self) -> None:
+        """Wait until nothing is open."""
+        while self.count > 0:
+            self._fewer.clear()
+            await self._fewer.wait()
+
+    def _one_less(self) -> None:
+        self.count -= 1
+        self._fewer.set()
 
     def came(self, piece: bytes) -> None:
         """Note what Triton has sent."""
@@ -53,7 +69,7 @@ class OpenAnswers:
             self._read = self._chunk
         else:
             self._skip = int(length[1]) if (length := _LENGTH.search(head)) else 0
-            self.count -= 1
+            self._one_less()
         return end + 2
 
     def _chunk(self, data: bytes) -> int:
@@ -64,5 +80,5 @@ class OpenAnswers:
         self._skip = int(data[:end].partition(b";")[0], 16) + 2
         if self._skip == 2:
             self._read = self._head
-            self.count -= 1
+            self._one_less()
         return end

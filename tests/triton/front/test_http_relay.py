@@ -9,6 +9,7 @@ import re
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ MOST = 100_000
 
 
 class FakeTriton:
-    """A fake of Triton's HTTP side: notes what comes, answers what it is told to, and sees clients go."""
+    """A fake of Triton's HTTP side: notes what comes, says what it is told to, goes when told nothing, sees ends."""
 
     def __init__(self) -> None:
         self.came = b""
@@ -36,19 +37,20 @@ class FakeTriton:
         writer.close()
 
     async def _speak(self, writer: asyncio.StreamWriter) -> None:
-        while True:
-            writer.write(await self.answer.get())
+        while piece := await self.answer.get():
+            writer.write(piece)
+        writer.close()
 
 
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter, FakeTriton]
 
 
 @contextlib.asynccontextmanager
-async def connected(stop: Callable[[str], object] | None = None) -> AsyncIterator[Ends]:
+async def connected(**relay: Any) -> AsyncIterator[Ends]:
     triton = FakeTriton()
     behind = await asyncio.start_server(triton.serve, "127.0.0.1", 0)
     port = behind.sockets[0].getsockname()[1]
-    front = await asyncio.start_server(HttpRelay("127.0.0.1", port, MOST, stop).serve, "127.0.0.1", 0)
+    front = await asyncio.start_server(HttpRelay("127.0.0.1", port, MOST, **relay).serve, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*front.sockets[0].getsockname())
     yield reader, writer, triton
     writer.close()
@@ -57,9 +59,9 @@ async def connected(stop: Callable[[str], object] | None = None) -> AsyncIterato
     behind.close()
 
 
-def run(work: Callable[[Ends], Awaitable[None]], stop: Callable[[str], object] | None = None) -> None:
+def run(work: Callable[[Ends], Awaitable[None]], **relay: Any) -> None:
     async def go() -> None:
-        async with connected(stop) as ends:
+        async with connected(**relay) as ends:
             await work(ends)
 
     asyncio.run(asyncio.wait_for(go(), 30))
@@ -217,8 +219,65 @@ def test_a_client_that_goes_before_its_answer_ends_has_its_call_stopped(end: str
         await triton.gone.wait()
         await asyncio.sleep(0)
 
-    run(work, stops.append)
+    run(work, stop=stops.append)
     assert stops[1:] == ([stops[0]] if end in ("goes", "resets") else [])
+
+
+REFUSED = {
+    "too large": post(b"x" * (MOST + 1)),
+    "no HTTP": b"\x16\x03\x01\r\n\r\n",
+    "half of it is on its way": b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nlong\r\n",
+}
+
+
+@pytest.mark.parametrize("second", REFUSED.values(), ids=list(REFUSED))
+@pytest.mark.parametrize("goes", [False, True])
+def test_a_refusal_comes_after_the_answers_before_it(second: bytes, goes: bool) -> None:
+    """Or not at all, if the answer breaks off."""
+
+    async def work(ends: Ends) -> None:
+        reader, writer, triton = ends
+        writer.write(post(b"first") + second)
+        await until(lambda: b"first" in triton.came)
+        for piece in (HEAD, b"2\r\nab\r\n", b"1\r\nc\r\n"):
+            triton.answer.put_nowait(piece)
+            assert await reader.readexactly(len(piece)) == piece
+        triton.answer.put_nowait(b"" if goes else b"0\r\n\r\n")
+        left = await reader.read()
+        assert left.startswith(b"" if goes else b"0\r\n\r\nHTTP/1.1 4") and bool(left) != goes
+
+    run(work)
+
+
+SLOW = {
+    "says nothing": (b"", b""),
+    "half a head": (b"GET / HTTP/1.1\r\nHost: ", b"HTTP/1.1 408 "),
+    "half a body": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc", b"HTTP/1.1 408 "),
+    "half a chunk": (chunked(b"abc")[:-6], b"HTTP/1.1 408 "),
+}
+
+
+@pytest.mark.parametrize(("sent", "answer"), SLOW.values(), ids=list(SLOW))
+def test_a_client_that_keeps_it_waiting(sent: bytes, answer: bytes) -> None:
+    async def work(ends: Ends) -> None:
+        reader, writer, _ = ends
+        writer.write(sent)
+        assert (await reader.read()).startswith(answer)
+
+    run(work, patience=0.05)
+
+
+def test_a_client_may_wait_for_its_answer() -> None:
+    async def work(ends: Ends) -> None:
+        reader, writer, triton = ends
+        writer.write(post(b"first"))
+        await asyncio.sleep(0.3)
+        writer.write(post(b"second"))
+        await until(lambda: b"second" in triton.came)
+        triton.answer.put_nowait(b"answer")
+        assert await reader.readexactly(6) == b"answer"
+
+    run(work, patience=0.05)
 
 
 def test_nobody_behind_it() -> None:
