@@ -137,6 +137,12 @@ _RULES = (
         "name as many different ones as the engine has ranks, or leave it out and let the orchestrator start them",
     ),
     _Rule(
+        "serve.gpu.decoupled",
+        lambda serve, gpu, engine: not gpu.decoupled,
+        "without it the C++ backend's models have no stream, and no batch in a request",
+        "leave it out; it is the LLM API's",
+    ),
+    _Rule(
         "serve.gpu.num_nodes",
         lambda serve, gpu, engine: engine.world_size % gpu.num_nodes != 0,
         "ranks divide over hosts evenly",

@@ -73,7 +73,6 @@ _RULES = (
         "ranks divide over hosts evenly",
         "name a divisor of tp × pp",
     ),
-    _Rule("serve.lora_dir", lambda serve, gpu, ranks: serve.lora_dir is not None, _NO_TENSOR),
     _Rule(
         "serve.otlp_endpoint",
         lambda serve, gpu, ranks: serve.otlp_endpoint is not None,

@@ -12,6 +12,7 @@ from shardyard.artifacts import Draft
 from shardyard.builder.targets.tensorrt_llm_api import MODEL_YAML
 from shardyard.console import Console
 from shardyard.manifest import read_manifest, stamp_files
+from shardyard.model_repo.allowed_paths import noted_folders
 from shardyard.model_repo.config import ModelSettings, python_config, render
 from shardyard.model_repo.llm_api_checks import check_llm_api
 from shardyard.model_repo.llm_api_engine import read_llm_api_engine
@@ -56,6 +57,7 @@ def fill_llm_api(pipeline: Pipeline, engine: Path, out: Path, console: Console) 
     inputs = {**manifest.outputs, **{f"tokenizer/{name}": stamp for name, stamp in stamps.items()}}
     settings = {
         "target": pipeline.engine.target,
+        **noted_folders({name: content[name] for name in ("model", "tokenizer")}),
         "model": content,
         "configuration": hashlib.sha256(text.encode()).hexdigest(),
     }

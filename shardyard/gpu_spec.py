@@ -39,6 +39,9 @@ class GpuServeSpec(Section):
     kv_cache_host_memory_bytes: Annotated[
         int, Field(ge=0, description="memory of the host that blocks of the cache are moved to; 0: none")
     ] = 0
+    decoupled: Annotated[
+        bool, Field(description="LLM API: false answers each request at once, so that clients' infer works; no streams")
+    ] = True
     max_queue_delay_us: Annotated[int, Field(ge=0, description="longest wait for a fuller batch, in microseconds")] = 0
     decoding_mode: Annotated[
         Literal["top_k", "top_p", "top_k_top_p", "beam_search", "medusa", "lookahead", "eagle"] | None,

@@ -89,8 +89,8 @@ def model_yaml(request: GpuRequest) -> dict[str, Any]:
         "max_num_tokens": engine.max_num_tokens,
         "enable_chunked_prefill": True,
         "kv_cache_config": cache,
-        # The model takes one prompt per request; batching happens in flight. Streams need decoupled answers.
-        "triton_config": {"max_batch_size": 0, "decoupled": True},
+        # The model takes one prompt per request; batching happens in flight.
+        "triton_config": {"max_batch_size": 0, "decoupled": pipeline.serve.gpu.decoupled},
     }
     if engine.max_beam_width:
         content["max_beam_width"] = engine.max_beam_width

@@ -11,9 +11,10 @@ from typing import Any
 
 import yaml
 
-from shardyard.errors import RequestError
+from shardyard.errors import ArtifactError, RequestError
 from shardyard.heartbeat import Heartbeat
 from shardyard.log import Log
+from shardyard.model_repo.allowed_paths import allowed_path
 from shardyard.model_repo.models.arrays import Tensors, flag
 from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.llm_api_client import LlmApiClient
@@ -35,7 +36,7 @@ class TritonPythonModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         """Start the LLM API."""
         settings = Settings.read(args)
-        model = yaml.safe_load(settings.path("model_yaml").read_text(encoding="utf-8"))
+        model = _model(settings)
         self._known = settings.inputs()
         self._tokenizer = Tokenizer.load(settings.path("tokenizer_dir"))
         self._special = SpecialIds(tuple(json.loads(settings.parameter("end_ids"))), int(settings.parameter("pad_id")))
@@ -85,12 +86,29 @@ class TritonPythonModel:
             self._requests.stop(client.request_id)
         else:
             raise RequestError("stop needs a request id", "it names the request that is to end")
-        client.end()
+        # Upstream's C++ backend answers so too: without tensors. Without streams there has to be a response.
+        client.send({}, final=True)
 
     def _drain(self, now: bool) -> int:
         if now:
             self._requests.drain()
         return self._requests.count()
+
+
+def _model(settings: Settings) -> dict[str, Any]:
+    """Return what model.yaml says.
+
+    Raises:
+        ArtifactError: it leads to another checkpoint than the one that ``fill`` has noted, or to code in it.
+    """
+    path = settings.path("model_yaml")
+    model: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name in ("model", "tokenizer"):
+        allowed_path(settings.repository, settings.name, name, model[name])
+    if model.get("trust_remote_code"):
+        why = "it would run code that lies beside the checkpoint"
+        raise ArtifactError(f"{path} has trust_remote_code", why, "take it out, or run: shardyard fill")
+    return model
 
 
 def _limits(settings: Settings, model: Mapping[str, Any]) -> LlmApiLimits:
@@ -100,5 +118,6 @@ def _limits(settings: Settings, model: Mapping[str, Any]) -> LlmApiLimits:
         # Unless it is cut into chunks, all of a prompt is one step.
         max_prompt=longest if model["enable_chunked_prefill"] else min(longest, model["max_num_tokens"]),
         max_batch_size=model["max_batch_size"],
+        streams=model["triton_config"]["decoupled"],
         texts=TextLimits(int(settings.parameter("max_prompt_bytes")), int(settings.parameter("max_words"))),
     )

@@ -23,11 +23,15 @@ _PREFIX = "sampling_param_"
 
 @dataclass(frozen=True)
 class LlmApiLimits:
-    """What the model can take: tokens of prompt and answer together and of a prompt alone, sequences at a time."""
+    """What the model can take: tokens of prompt and answer together and of a prompt alone, sequences at a time.
+
+    ``streams``: whether a request may have several responses.
+    """
 
     max_seq_len: int
     max_prompt: int
     max_batch_size: int
+    streams: bool = True
     texts: TextLimits = field(default_factory=TextLimits)
 
 
@@ -78,7 +82,7 @@ def parse_llm_api_request(
     if len(ids) > limits.max_prompt:
         why = f"the model takes prompts of up to {limits.max_prompt}"
         raise RequestError(f"the prompt has {len(ids)} tokens", why, "send a shorter prompt")
-    streaming, logprob = flag(tensors, "streaming"), flag(tensors, "return_cumulative_logprob")
+    streaming, logprob = _streaming(tensors, limits), flag(tensors, "return_cumulative_logprob")
     perf_metrics = flag(tensors, f"{_PREFIX}return_perf_metrics")
     sampling = {**_ends(special), "max_tokens": max_tokens, **_choice(tensors), **_best_of(tensors, limits, streaming)}
     if logprob:
@@ -122,6 +126,14 @@ def _stop(tensors: Tensors, limits: LlmApiLimits) -> tuple[str, ...]:
     check_count(name, values.size, limits.texts.words)
     check_bytes(name, sum(map(len, values.reshape(-1).tolist())), limits.texts.bytes)
     return tuple(word for word in texts(tensors, name) if word)
+
+
+def _streaming(tensors: Tensors, limits: LlmApiLimits) -> bool:
+    streaming = flag(tensors, "streaming")
+    if streaming and not limits.streams:
+        why = "this model answers each request with one response"
+        raise RequestError("streaming is not possible", why, "leave it out, or serve with serve.gpu.decoupled=true")
+    return streaming
 
 
 def _ends(special: SpecialIds) -> dict[str, Any]:

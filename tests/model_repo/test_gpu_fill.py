@@ -170,6 +170,7 @@ LOOKAHEAD = {"build": {"speculative_decoding_mode": "SpeculativeDecodingMode.LOO
         ("serve.gpu.device_ids", {"device_ids": [1, 1]}),
         ("serve.gpu.participant_ids", {"participant_ids": [1, 2]}),
         ("serve.gpu.participant_ids", {"mode": "orchestrator", "participant_ids": [1]}),
+        ("serve.gpu.decoupled", {"decoupled": False}),
         ("serve.gpu.num_nodes", {"num_nodes": 3}),
         ("serve.gpu.num_nodes", {"num_nodes": 2, "mode": "orchestrator"}),
         ("serve.postprocessing_instances", {"serve": {"postprocessing_instances": 2}}),
