@@ -24,13 +24,15 @@ __all__ = [
     "find_mpirun",
     "mpi_libraries",
     "mpirun_command",
+    "of_one_machine",
     "own_session",
     "run_world",
 ]
 
 #: Left to itself, Open MPI's OFI transport for one-sided transfers probes every fabric for a second at each start.
 #: Nothing here is one-sided: messages over OFI fabrics take another transport (the ``mtl`` of that name), which stays.
-WITHOUT_PROBING = {"OMPI_MCA_btl": "^ofi"}
+_TRANSPORTS = "OMPI_MCA_btl"
+WITHOUT_PROBING = {_TRANSPORTS: "^ofi"}
 
 #: Consecutive ranks that run the same: how many, their command line, and their host if it is named.
 Segment: TypeAlias = tuple[int, Sequence[str]] | tuple[int, Sequence[str], str]
@@ -80,6 +82,14 @@ def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     env["PRTE_ALLOW_RUN_AS_ROOT"] = env["PRTE_ALLOW_RUN_AS_ROOT_CONFIRM"] = "1"
     env.update(extra or {})
     return env
+
+
+def of_one_machine() -> dict[str, str]:
+    """Return the variables for ranks that share a machine: they talk through its memory, and listen on no address.
+
+    The transport over TCP would listen on all of them. Who has chosen transports by the environment keeps these.
+    """
+    return {} if _TRANSPORTS in os.environ else {_TRANSPORTS: "^ofi,tcp"}
 
 
 @contextlib.contextmanager

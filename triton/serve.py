@@ -17,6 +17,7 @@ from shardyard.endpoint import Endpoint
 from shardyard.errors import ArtifactError, LaunchError
 from shardyard.heartbeat import PERIOD
 from shardyard.log import events_log
+from shardyard.mpi import of_one_machine
 from shardyard.serve_spec import ServeSpec
 from shardyard.spec import Pipeline
 from shardyard.triton.command import Launch
@@ -166,6 +167,7 @@ def launch(
         write_readiness_model(command.readiness_repo)
         prepare_backends(files, command.backends)
         environment = {"LD_LIBRARY_PATH": files.library_path(), RESTARTS: str(restarts)}
+        environment |= {} if placement.elsewhere else of_one_machine()
         server.supervisor.start(command.command(), environment, front_command(spec, ports, logs))
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         # Past the front: its silence is its own.

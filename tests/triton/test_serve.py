@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from pathlib import Path
 
 import psutil
@@ -87,6 +88,19 @@ def test_start_and_stop_leave_nothing(start: Start, nothing_left: Check) -> None
     nothing_left(processes, server.supervisor.run.token)
     assert server.supervisor.error is None
     assert time.monotonic() - began < 15
+
+
+def test_other_machines_reach_nothing_of_it(start: Start) -> None:
+    """But for the port that Open MPI's mpirun itself has; it cannot be told where."""
+    with start(2):
+        found = [
+            (process.name(), listening.laddr.ip.removeprefix("::ffff:"))
+            for process in psutil.Process().children(recursive=True)
+            for listening in process.net_connections("inet")
+            if not listening.raddr
+        ]
+    assert found.count(("tritonserver", "127.0.0.1")) == 3
+    assert {name for name, address in found if not ip_address(address).is_loopback} <= {"prterun"}, found
 
 
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0"])
