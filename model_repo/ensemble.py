@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shardyard.errors import ArtifactError
 from shardyard.model_repo.tensor import ModelTensors, Tensor
 from shardyard.model_repo.tensors import MODELS, SIDE_OUTPUTS
 
-__all__ = ["STEPS", "Step", "check_edges"]
+__all__ = ["STEPS", "TEXT_STEPS", "Step", "check_edges"]
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,13 @@ STEPS = (
         {"TOKENS_BATCH": "_TOKENS_BATCH", "SEQUENCE_LENGTH": "_SEQUENCE_LENGTH", "TEXT_STATE": "_TEXT_STATE"},
         {"OUTPUT": "text_output"},
     ),
+)
+
+#: The ensemble where the engine makes the text itself, which spares a process and three messages for each token. Nobody
+#: acknowledges chunks then, so somebody else must tell the engine of clients that go: the front (``ServeSpec``).
+TEXT_STEPS = (
+    STEPS[0],
+    replace(STEPS[1], outputs=_same("text_output", *(tensor.name for tensor in SIDE_OUTPUTS))),
 )
 
 #: Models that may answer a request with any number of responses.

@@ -15,7 +15,7 @@ from shardyard.errors import ArtifactError, PipelineError
 from shardyard.manifest import read_manifest, stamp_files
 from shardyard.model_repo.allowed_paths import noted_folders
 from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
-from shardyard.model_repo.ensemble import STEPS, check_edges
+from shardyard.model_repo.ensemble import STEPS, TEXT_STEPS, Step, check_edges
 from shardyard.model_repo.gpu_fill import fill_gpu
 from shardyard.model_repo.llm_api_fill import fill_llm_api
 from shardyard.model_repo.repository_files import TOKENIZER, write_repository
@@ -100,7 +100,8 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
         **noted_folders({"gpt_model_path": engine_path, "lora_prefetch_dir": _adapters(serve)}),
         **{name: getattr(serve, name) for name in _SETTINGS},
         # The tables of tensors and steps are part of what makes a repository; a hash of them tells when they change.
-        "tables": hashlib.sha256(repr((MODELS, STEPS)).encode()).hexdigest(),
+        "tables": hashlib.sha256(repr((MODELS, STEPS, TEXT_STEPS)).encode()).hexdigest(),
+        "text_by": _steps(serve)[-1].model,
     }
 
     def work(draft: Draft) -> None:
@@ -129,7 +130,7 @@ def configurations(facts: _Facts, serve: ServeSpec) -> dict[str, str]:
     Raises:
         ArtifactError: an edge of the ensemble does not fit.
     """
-    check_edges()
+    check_edges(steps := _steps(serve))
     batch = facts.max_batch_size
     parameters = _parameters(facts, serve)
     instances = {
@@ -153,7 +154,12 @@ def configurations(facts: _Facts, serve: ServeSpec) -> dict[str, str]:
         )
         for name in _MODULES
     }
-    return {**texts, "ensemble": render(ensemble_config(batch))}
+    return {**texts, "ensemble": render(ensemble_config(batch, steps=steps))}
+
+
+def _steps(serve: ServeSpec) -> tuple[Step, ...]:
+    """Return the ensemble's steps. Without ``postprocessing`` nothing in Triton says that a client has gone."""
+    return TEXT_STEPS if serve.sees_clients_go else STEPS
 
 
 def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:

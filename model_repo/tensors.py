@@ -2,12 +2,13 @@
 
 All of TensorRT-LLM's names, types and shapes are there, so that its clients work unchanged; who asks for what the
 engine cannot do is told why (``unsupported.py``). ``min_p``, ``priority`` and ``deadline_ms`` are the engine's own; the
-ensemble has the decaying top-p, early stopping and diversity of beams that TensorRT-LLM's keeps to its engine. Four
+ensemble has the decaying top-p, early stopping and diversity of beams that TensorRT-LLM's keeps to its engine. Five
 tensors more go between the models; README.md says why text cannot be streamed through an ensemble without them:
 
 - ``FOLLOWER`` / ``follower`` INT32 [1]: who takes the answer to ``postprocessing`` (``models/text_state.py``).
 - ``text_state`` / ``TEXT_STATE`` INT64 [-1]: which stream a chunk belongs to, and how much of its text may be shown.
 - ``failure`` STRING [1]: why an answer of which something was sent cannot go on, for the model that called the engine.
+- ``text_output`` STRING [-1] of ``tensorrt_llm``: the text, for an ensemble that asks for it in the tokens' place.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ _ENGINE = ModelTensors(
         *_UPSTREAM["tensorrt_llm"].inputs,
         *_added(True, min_p="FP32", priority="FP32", deadline_ms="INT64", follower="INT32"),
     ),
-    (*_UPSTREAM["tensorrt_llm"].outputs, Tensor("text_state", "INT64", (-1,)), Tensor("failure", "STRING", (1,))),
+    (
+        *_UPSTREAM["tensorrt_llm"].outputs,
+        Tensor("text_state", "INT64", (-1,)),
+        Tensor("failure", "STRING", (1,)),
+        Tensor("text_output", "STRING", (-1,)),
+    ),
 )
 _REQUEST = _added(
     False,

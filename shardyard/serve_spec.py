@@ -101,6 +101,15 @@ class ServeSpec(Section):
         float, Field(gt=0, description="seconds that one step of the engine may take until its rank counts as hanging")
     ] = 120.0
 
+    @property
+    def sees_clients_go(self) -> bool:
+        """Whether the front tells the engine of every client that goes before its answer has ended."""
+        return self.grpc_front and self.http_front
+
+    def without_front(self) -> ServeSpec:
+        """Return the same for an endpoint of which Triton serves all by itself."""
+        return self.model_copy(update={"grpc_front": False, "http_front": False})
+
     @model_validator(mode="after")
     def _encrypted(self) -> ServeSpec:
         if self.tls.cert and not self.grpc_front:

@@ -194,7 +194,7 @@ def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
     """
     files = find_server()
     # Whoever runs the command has no front: Triton serves all by itself.
-    spec, world = pipeline.serve.model_copy(update={"grpc_front": False, "http_front": False}), read_world(model_repo)
+    spec, world = pipeline.serve.without_front(), read_world(model_repo)
     ports, (launcher, placement) = choose_ports(spec), choose_launcher(spec, world.ranks)
     report_to = "TOKEN@HOST:PORT" if placement.elsewhere else None
     command = Launch(

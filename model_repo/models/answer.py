@@ -13,6 +13,7 @@ from shardyard.model_repo.models.figure_tensors import figure_tensors
 from shardyard.model_repo.models.generation import Generation
 from shardyard.model_repo.models.stop_watcher import StopWatcher
 from shardyard.model_repo.models.text_state import NO_LIMIT, TextState
+from shardyard.model_repo.models.text_stream import TextStream
 from shardyard.runtime.request import Figures
 
 __all__ = ["Answer", "Arrays"]
@@ -23,6 +24,7 @@ Arrays = dict[str, npt.NDArray[Any]]
 class Answer:
     """Collects tokens and makes responses of them: any number when streaming, else one at the end.
 
+    ``channel``: of who makes text of the tokens; 0: nobody does. ``text``: makes the text here, in the tokens' place.
     ``index``: which of the request's answers it is, where each has responses of its own.
     """
 
@@ -33,6 +35,7 @@ class Answer:
         stream: int = 1,
         channel: int = 0,
         watcher: StopWatcher | None = None,
+        text: TextStream | None = None,
         index: int | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
@@ -44,6 +47,7 @@ class Answer:
         self._index = index
         self._context: npt.NDArray[np.float32] | None = None
         self._watcher = watcher
+        self._text = text
         self._clock = clock
         self._tokens: list[int] = []
         self._log_probs: list[float] = []
@@ -98,17 +102,26 @@ class Answer:
 
     def response(self) -> Arrays:
         """Return a response's tensors: all that has come since the one before."""
-        count = len(self._tokens)
-        # Nothing new is one place of padding: Triton has no empty tensors.
-        arrays: Arrays = {
-            "output_ids": np.array([[self._tokens or [-1]]], dtype=np.int32),
-            "sequence_length": np.array([[count]], dtype=np.int32),
-            "text_state": self.text_state().to_array()[None],
-        }
+        arrays = self._tokens_or_text()
         self._add_optional(arrays)
         self.chunks += 1
         self._tokens, self._log_probs, self._logits, self._context = [], [], [], None
         return arrays
+
+    def _tokens_or_text(self) -> Arrays:
+        if self._text:
+            ids = self._tokens[: len(self._tokens) - self._hidden]
+            text = self._text.push(ids, self._limit(), final=self.finished)
+            return {"text_output": np.array([[text.encode()]], dtype=object)}
+        arrays: Arrays = {
+            # Nothing new is one place of padding: Triton has no empty tensors.
+            "output_ids": np.array([[self._tokens or [-1]]], dtype=np.int32),
+            "sequence_length": np.array([[len(self._tokens)]], dtype=np.int32),
+        }
+        return {**arrays, "text_state": self.text_state().to_array()[None]} if self.channel else arrays
+
+    def _limit(self) -> int:
+        return self._watcher.limit if self._watcher else NO_LIMIT
 
     def _add_optional(self, arrays: Arrays) -> None:
         wanted = self.generation
@@ -137,6 +150,6 @@ class Answer:
             stream=self.stream,
             chunk=self.chunks,
             text_tokens=len(self._tokens) - self._hidden,
-            limit=self._watcher.limit if self._watcher else NO_LIMIT,
+            limit=self._limit(),
             finished=self.finished,
         )

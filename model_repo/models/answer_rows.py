@@ -16,7 +16,11 @@ from shardyard.runtime.request import Output
 __all__ = ["AnswerRows"]
 
 #: Tensors with a row for each answer, and what fills the short ones.
-_ROWS = {"output_ids": -1, "sequence_length": 0, "cum_log_probs": 0, "output_log_probs": 0, "generation_logits": 0}
+_ROWS: dict[str, int | bytes] = {
+    **dict.fromkeys(("sequence_length", "cum_log_probs", "output_log_probs", "generation_logits"), 0),
+    "output_ids": -1,
+    "text_output": b"",
+}
 
 
 class AnswerRows:
@@ -49,7 +53,7 @@ class AnswerRows:
 
     def response(self) -> Arrays:
         """Return the one response's tensors."""
-        states = [row.text_state() for row in self._rows]
+        rows = tuple((state.text_tokens, state.limit) for state in (row.text_state() for row in self._rows))
         parts = [row.response() for row in self._rows]
         self.chunks = 1
         arrays = {name: value for part in reversed(parts) for name, value in part.items()}
@@ -59,12 +63,12 @@ class AnswerRows:
             arrays[name] = _stacked(given, _ROWS[name])
         if "num_output_tokens" in arrays:
             arrays["num_output_tokens"] = np.sum([part["num_output_tokens"] for part in parts], axis=0, dtype=np.int32)
-        rows = tuple((state.text_tokens, state.limit) for state in states)
-        whole = TextState(self.channel, self.stream, 0, 0, NO_LIMIT, True, rows)
-        return {**arrays, "text_state": whole.to_array()[None]}
+        if self.channel:
+            arrays["text_state"] = TextState(self.channel, self.stream, 0, 0, NO_LIMIT, True, rows).to_array()[None]
+        return arrays
 
 
-def _stacked(parts: Sequence[npt.NDArray[Any]], filler: int) -> npt.NDArray[Any]:
+def _stacked(parts: Sequence[npt.NDArray[Any]], filler: int | bytes) -> npt.NDArray[Any]:
     """Join arrays [1, 1, length, …] to [1, rows, longest, …]."""
     if parts[0].ndim < 3:
         return np.concatenate(parts, axis=1)

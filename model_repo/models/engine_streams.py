@@ -65,8 +65,12 @@ class EngineStreams:
         request_id: str,
         call: str = "",
         trace: str = "",
+        *,
+        texts: bool = False,
     ) -> None:
-        """Hand a request to the engine; ``call`` and ``trace``: as ``Client`` has them.
+        """Hand a request to the engine; ``call`` and ``trace``: as ``Client`` has them. ``texts``: in place of tokens.
+
+        Nobody follows an answer that is text already.
 
         Raises:
             RequestError: the engine refuses it.
@@ -74,11 +78,11 @@ class EngineStreams:
         request = engine_request(generation, tokenizer)
         # Before anything is made for each answer: a request may ask for 2^31 of them.
         check_beams(request, self._executor.limits)
-        channel = self._board.channel if generation.follower else 0
+        channel = self._board.channel if generation.follower and not texts else 0
         with self._lock:
             if call in self._ended:
                 raise RequestError("nobody waits for this answer", "its client went away before it was begun")
-            answers = make_answers(generation, tokenizer, channel, lambda: next(self._numbers))
+            answers = make_answers(generation, tokenizer, channel, lambda: next(self._numbers), texts=texts)
             recipients = shares(client, len(answers))
             group = [
                 EngineStream(answer, recipient, request_id, self._board, call, trace)

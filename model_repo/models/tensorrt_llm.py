@@ -25,6 +25,7 @@ from shardyard.model_repo.models.generation import Defaults, Limits, parse_gener
 from shardyard.model_repo.models.prompts import check_parameters
 from shardyard.model_repo.models.published_timings import PublishedTimings
 from shardyard.model_repo.models.request_log import RequestLog
+from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.tracing import Tracing
 from shardyard.model_repo.models.triton_io import Settings, read_tensors
@@ -33,6 +34,9 @@ from shardyard.runtime.request import Output, Request
 from shardyard.runtime.scheduler import Policy
 
 __all__ = ["TritonPythonModel"]
+
+#: The output that an ensemble without ``postprocessing`` takes.
+_TEXT = "text_output"
 
 #: Seconds that the first token may take: the engine packs its weights at the first step.
 WARM_UP_TIMEOUT = 120.0
@@ -113,7 +117,11 @@ class TritonPythonModel:
             check_parameters(request.parameters(), self._known)
         if generation.lora_id is not None and generation.lora is not None:
             self._executor.add_adapter(generation.lora_id, *generation.lora)
-        self._streams.submit(generation, self._tokenizer, client, request.request_id(), client.call, client.trace)
+        # Triton names the outputs that an ensemble takes; clients who name none are said to want all.
+        texts = generation.follower is Follower.ENSEMBLE and _TEXT in request.requested_output_names()
+        self._streams.submit(
+            generation, self._tokenizer, client, request.request_id(), client.call, client.trace, texts=texts
+        )
 
     def _warm_up(self) -> None:
         done = threading.Event()

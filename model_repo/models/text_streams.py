@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shardyard.errors import RequestError
-from shardyard.model_repo.models.stream_decoder import StreamDecoder
-from shardyard.model_repo.models.text_state import NO_LIMIT, TextState
+from shardyard.model_repo.models.text_state import TextState
+from shardyard.model_repo.models.text_stream import TextStream
 from shardyard.model_repo.models.tokenizer import Tokenizer
 
 __all__ = ["TextStreams"]
@@ -22,21 +22,11 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass
 class _Stream:
-    """One stream's decoder, and text that is decoded but must not be shown yet."""
+    """``chunk``: the number of the next one. ``touched``: when the last one came."""
 
-    decoder: StreamDecoder
+    text: TextStream
     touched: float
     chunk: int = 0
-    shown: int = 0
-    waiting: str = field(default="")
-
-    def push(self, ids: list[int], state: TextState) -> str:
-        self.waiting += self.decoder.push(ids, final=state.finished)
-        count = len(self.waiting) if state.limit == NO_LIMIT else state.limit - self.shown
-        text, self.waiting = self.waiting[:count], self.waiting[count:]
-        self.shown += len(text)
-        self.chunk += 1
-        return text
 
 
 class TextStreams:
@@ -76,21 +66,21 @@ class TextStreams:
         return [self._next(rows[0][: state.text_tokens], state)]
 
     def _whole(self, ids: list[int], limit: int) -> str:
-        text = StreamDecoder(self._tokenizer, skip_special=self._skip_special).push(ids, final=True)
-        return text if limit == NO_LIMIT else text[:limit]
+        return TextStream(self._tokenizer, skip_special=self._skip_special).push(ids, limit, final=True)
 
     def _next(self, ids: list[int], state: TextState) -> str:
         key, now = (state.channel, state.stream), self._clock()
         stream = self._streams.pop(key, None)
         if stream is None and state.chunk == 0:
-            stream = _Stream(StreamDecoder(self._tokenizer, skip_special=self._skip_special), now)
+            stream = _Stream(TextStream(self._tokenizer, skip_special=self._skip_special), now)
         if stream is None or stream.chunk != state.chunk:
             raise RequestError(
                 f"chunk {state.chunk} of an answer came out of turn",
                 f"expected was {stream.chunk if stream else 'the start of an answer'}",
                 "send the request again",
             )
-        text = stream.push(ids, state)
+        text = stream.text.push(ids, state.limit, final=state.finished)
+        stream.chunk += 1
         if not state.finished:
             stream.touched = now
             self._streams[key] = stream

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from shardyard.cli.context import Context
@@ -43,6 +44,9 @@ def serve(args: argparse.Namespace) -> None:
     if args.print and context.pipeline.engine.target == "tensorrt_llm":
         context.console.result(print_gpu_launch(context.pipeline, context.work.model_repo))
         return
+    if args.print:  # What is printed has no front, and the repository has to do without.
+        serve = context.pipeline.serve.without_front()
+        context = replace(context, pipeline=context.pipeline.model_copy(update={"serve": serve}))
     bring_up_to_date(context)
     if args.print:
         context.console.result(print_launch(context.pipeline, context.work.model_repo, context.work.logs))

@@ -77,7 +77,7 @@ def test_too_many_answers_are_refused_before_any_is_made(
     byte_level: Tokenizer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     made: list[Generation] = []
-    monkeypatch.setattr(engine_streams, "make_answers", lambda generation, *rest: made.append(generation) or [])
+    monkeypatch.setattr(engine_streams, "make_answers", lambda generation, *rest, **more: made.append(generation) or [])
     executor = Mock(limits=EngineLimits(vocab=1000, max_seq_len=100, kv_tokens=100, max_beam_width=4, max_answers=8))
     streams = engine_streams.EngineStreams(executor, lambda: True, RequestLog(Log("x")), Tracing())
     with pytest.raises(RequestError, match=rf"{name}={2**31 - 1} is out of range"):
@@ -97,6 +97,10 @@ def test_every_row_is_decoded_by_itself(byte_level: Tokenizer) -> None:
     for asked, wanted in ((state, texts), (cut, [*texts[:2], "stop"])):
         found = TextStreams(byte_level).text(arrays["output_ids"][0], arrays["sequence_length"].reshape(-1), asked)
         assert found == wanted
+    [here] = make_answers(_generation(num_return_sequences=3), byte_level, 0, lambda: 1, texts=True)
+    for index, text in enumerate(texts):
+        here.take(Output(1, byte_level.encode(text, special=False), index == 2, "length", index=index))
+    assert here.response()["text_output"].tolist() == [[text.encode() for text in texts]]
 
 
 def test_a_cancelled_request_ends_all_rows(byte_level: Tokenizer) -> None:

@@ -8,15 +8,16 @@ from dataclasses import replace
 import pytest
 
 from shardyard.errors import ArtifactError
-from shardyard.model_repo.ensemble import STEPS, Step, check_edges
+from shardyard.model_repo.ensemble import STEPS, TEXT_STEPS, Step, check_edges
 from shardyard.model_repo.tensor import ModelTensors, Tensor
 from shardyard.model_repo.tensors import MODELS
 
 Tables = tuple[list[Step], dict[str, ModelTensors]]
 
 
-def test_the_own_tables_are_whole() -> None:
-    check_edges()
+@pytest.mark.parametrize("steps", [STEPS, TEXT_STEPS])
+def test_the_own_tables_are_whole(steps: tuple[Step, ...]) -> None:
+    check_edges(steps)
 
 
 def _change(tensors: tuple[Tensor, ...], name: str, **changes: object) -> tuple[Tensor, ...]:

@@ -90,6 +90,18 @@ def test_the_parameters(checkpoint: Path, tmp_path: Path) -> None:
         assert (folder / "tokenizer_config.json").is_file()
 
 
+@pytest.mark.parametrize("off", [None, "grpc_front", "http_front"])
+def test_the_engine_makes_the_text_where_the_front_sees_all_clients_go(
+    checkpoint: Path, tmp_path: Path, off: str | None
+) -> None:
+    repo = _fill(checkpoint, tmp_path, **({off: False} if off else {})).folder
+    steps = parse((repo / "ensemble" / "config.pbtxt").read_text()).ensemble_scheduling.step
+    names = ["preprocessing", "tensorrt_llm", *(["postprocessing"] if off else [])]
+    assert [step.model_name for step in steps] == names
+    assert ("text_output" in steps[1].output_map) == (off is None)
+    assert "text_by" in str(_fill(checkpoint, tmp_path, **({} if off else {"http_front": False})).reason)
+
+
 def test_the_folder_of_adapters_is_named_absolutely(checkpoint: Path, tmp_path: Path) -> None:
     assert _parameters(_fill(checkpoint, tmp_path).folder, "tensorrt_llm")["lora_prefetch_dir"] == ""
     engine, out, quiet = tmp_path / "engine", tmp_path / "model_repo", Console(quiet=True)
@@ -128,7 +140,7 @@ def test_made_anew_when_the_tables_change(checkpoint: Path, tmp_path: Path, monk
     _fill(checkpoint, tmp_path)
     less = replace(MODELS["postprocessing"], inputs=MODELS["postprocessing"].inputs[:2])
     monkeypatch.setitem(MODELS, "postprocessing", less)
-    monkeypatch.setattr("shardyard.model_repo.fill.check_edges", lambda: None)
+    monkeypatch.setattr("shardyard.model_repo.fill.check_edges", lambda steps: None)
     assert "tables" in str(_fill(checkpoint, tmp_path).reason)
 
 

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,13 @@ MOST_BYTES = 100_000
 
 
 @pytest.fixture(scope="module")
-def endpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+def serving(
+    make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., AbstractContextManager[Endpoint]]:
+    """Serve the engine of these tests for the length of a with block; arguments go into the section ``serve``."""
     checkpoint = make_checkpoint("--set", "max_position_embeddings=32768")
     work, console = tmp_path_factory.mktemp("work"), Console(quiet=True)
-    raw = {
+    raw: dict[str, Any] = {
         "name": "server",
         "model": {"checkpoint": str(checkpoint)},
         "engine": {"dtype": "float32", "max_batch_size": BATCH, "max_seq_len": 32768, "max_num_tokens": 256},
@@ -54,12 +58,31 @@ def endpoint(make_checkpoint: Callable[..., Path], tmp_path_factory: pytest.Temp
             **{"max_queue_size": QUEUE, "stop_timeout_s": 1.0, "log": "json", "max_prompt_bytes": MOST_BYTES},
         },
     }
-    pipeline = parse_pipeline(raw)
-    convert(pipeline, work / "checkpoint", console)
-    build(pipeline, work / "checkpoint", work / "engine", console)
-    fill(pipeline, work / "engine", work / "model_repo", console)
-    with launch(pipeline, work / "model_repo", work / "logs", console) as server:
-        yield server.endpoint
+    convert(parse_pipeline(raw), work / "checkpoint", console)
+    build(parse_pipeline(raw), work / "checkpoint", work / "engine", console)
+
+    @contextmanager
+    def serve(**more: Any) -> Iterator[Endpoint]:
+        pipeline = parse_pipeline({**raw, "serve": {**raw["serve"], **more}})
+        place = work / "_".join(("at", *more))
+        fill(pipeline, work / "engine", place / "model_repo", console)
+        with launch(pipeline, place / "model_repo", place / "logs", console) as server:
+            yield server.endpoint
+
+    return serve
+
+
+@pytest.fixture(scope="module")
+def endpoint(serving: Callable[..., AbstractContextManager[Endpoint]]) -> Iterator[Endpoint]:
+    with serving() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def frontless(serving: Callable[..., AbstractContextManager[Endpoint]]) -> Iterator[Endpoint]:
+    """The same without a front: Triton serves all by itself, and the ensemble has three steps."""
+    with serving(grpc_front=False, http_front=False) as running:
+        yield running
 
 
 @pytest.fixture
@@ -138,6 +161,11 @@ WAYS: dict[str, Callable[[Endpoint], str]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_gives_the_same_text(endpoint: Endpoint, text: str, way: str) -> None:
     assert WAYS[way](endpoint) == text
+
+
+@pytest.mark.parametrize("way", ["gRPC stream", "gRPC without streaming", "generate_stream", "generate of the unary"])
+def test_without_a_front_it_is_the_same_text(frontless: Endpoint, text: str, way: str) -> None:
+    assert WAYS[way](frontless) == text
 
 
 def test_a_stream_has_many_pieces(client: StreamClient) -> None:
@@ -378,17 +406,36 @@ def _leave_unary(endpoint: Endpoint, model: str) -> None:
         call.cancel()
 
 
+def _leave_http_unary(endpoint: Endpoint, model: str) -> None:
+    body = json.dumps({"text_input": PROMPT, "max_tokens": ENDLESS, "end_id": -1})
+    head = f"POST /v2/models/{model}/generate HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection((endpoint.host, endpoint.http_port), timeout=10) as connection:
+        connection.sendall((head + body).encode())
+        _wait_for(endpoint, "used", lambda blocks: blocks > 0, 5)
+
+
 LEAVING = {
     "gRPC, ensemble": (_leave_grpc, "ensemble"),
     "gRPC, BLS": (_leave_grpc, "tensorrt_llm_bls"),
     "HTTP, ensemble": (_leave_http, "ensemble"),
     "HTTP, BLS": (_leave_http, "tensorrt_llm_bls"),
     "gRPC, unary": (_leave_unary, "ensemble_unary"),
+    "HTTP, ensemble without a stream": (_leave_http_unary, "ensemble"),
+    "HTTP, unary": (_leave_http_unary, "ensemble_unary"),
 }
 
 
 @pytest.mark.parametrize("way", LEAVING)
 def test_a_client_that_goes_away_frees_its_sequence(endpoint: Endpoint, way: str) -> None:
+    _check_that_leaving_ends_it(endpoint, way)
+
+
+@pytest.mark.parametrize("way", ["gRPC, ensemble", "gRPC, BLS", "HTTP, ensemble", "HTTP, BLS"])
+def test_a_client_that_goes_away_frees_its_sequence_without_a_front(frontless: Endpoint, way: str) -> None:
+    _check_that_leaving_ends_it(frontless, way)
+
+
+def _check_that_leaving_ends_it(endpoint: Endpoint, way: str) -> None:
     leave, model = LEAVING[way]
     _wait_for(endpoint, "active", lambda count: count == 0, 10)
     steps = _gauge(endpoint, "iteration_counter")

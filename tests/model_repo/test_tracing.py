@@ -180,7 +180,8 @@ def test_spans_hang_below_the_clients(
     trace = f"4bf92f3577b34da6a3ce929d0e0e473{number}"
     began = time.time_ns()
     ask(endpoint, model, f"00-{trace}-{PARENT}-01")
-    names = {"preprocessing", "tensorrt_llm", "queue", "prefill", "decode", "postprocessing"}
+    names = {"preprocessing", "tensorrt_llm", "queue", "prefill", "decode"}
+    names |= {"postprocessing"} if model != "ensemble" else set()  # There the engine makes the text itself.
     collector.wait(lambda: collector.of_trace(trace).keys() >= names)
     spans = collector.of_trace(trace)
     assert spans.keys() == names
@@ -193,11 +194,12 @@ def test_spans_hang_below_the_clients(
     assert spans["prefill"].end_time_unix_nano == spans["decode"].start_time_unix_nano
     counts = {each.key: each.value.int_value for each in engine.attributes}
     assert counts["output_tokens"] == 5
-    texts = {each.key: each.value for each in spans["postprocessing"].attributes}
-    assert 1 <= texts["chunks"].int_value <= 6
-    assert texts["busy_us"].int_value > 0
+    if postprocessing := spans.get("postprocessing"):
+        texts = {each.key: each.value for each in postprocessing.attributes}
+        assert 1 <= texts["chunks"].int_value <= 6
+        assert texts["busy_us"].int_value > 0
     if ask is not _http:
-        for name in ("preprocessing", "tensorrt_llm", "postprocessing"):
+        for name in names - {"queue", "prefill", "decode"}:
             ids = [each.value.string_value for each in spans[name].attributes if each.key == "id"]
             assert ids == ["mine"], name
 

@@ -23,6 +23,10 @@ __all__ = ["HttpRelay"]
 #: Seconds that a refused client gets to send the rest, which is dropped: one that is cut off would not see the answer.
 _LINGER = 5.0
 
+#: Seconds between two looks whether a client that sends no more still takes its answer, and what is sent to see it.
+_LOOK = 0.5
+_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+
 #: Requests that start answers, and whose bodies say for which call.
 _GENERATES = re.compile(rb"/generate(_stream)?(\?.*)?$")
 
@@ -58,10 +62,18 @@ class HttpRelay:
         try:
             await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
             if asking.done() and (refusal := asking.result()):
+<<<<<<< HEAD
                 if await _in_turn(answering, open_answers):
                     await _refuse(reader, writer, refusal)
             elif asking.done():  # The client sends no more; Triton decides what of its answer is worth while.
                 await answering
+=======
+                answering.cancel()
+                await asyncio.wait({answering})
+                await _refuse(reader, writer, refusal)
+            elif asking.done():
+                await _see_out(answering, writer, open_answers)
+>>>>>>> 17820d0 (model_repo: where the front sees clients go, the ensemble has two steps)
         finally:
             for task in (asking, answering):
                 task.cancel()
@@ -153,6 +165,7 @@ async def _answers(triton: asyncio.StreamReader, writer: asyncio.StreamWriter, o
             await writer.drain()
 
 
+<<<<<<< HEAD
 async def _in_turn(answering: asyncio.Future[None], open_answers: OpenAnswers) -> bool:
     """Wait until what was asked before has been answered, and stop passing answers on; return whether it has."""
     answered = asyncio.ensure_future(open_answers.wait())
@@ -165,6 +178,22 @@ async def _in_turn(answering: asyncio.Future[None], open_answers: OpenAnswers) -
 
 
 async def _refuse(reader: PatientReader, writer: asyncio.StreamWriter, refusal: HttpRefusal) -> None:
+=======
+async def _see_out(answering: asyncio.Task[None], writer: asyncio.StreamWriter, open_answers: OpenAnswers) -> None:
+    """Wait for the answers to a client that sends no more. It may have gone altogether: only sending to it shows that.
+
+    Triton itself takes notice where it streams. Where it does not, an interim answer is sent, which clients skip.
+    """
+    with contextlib.suppress(OSError):
+        while not answering.done():
+            if open_answers.named and not open_answers.begun:
+                writer.write(_PROCESSING)
+                await writer.drain()
+            await asyncio.wait({answering}, timeout=_LOOK)
+
+
+async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, refusal: HttpRefusal) -> None:
+>>>>>>> 17820d0 (model_repo: where the front sees clients go, the ensemble has two steps)
     """Answer in Triton's form, and close."""
     body = json.dumps({"error": refusal.why}).encode()
     head = f"HTTP/1.1 {refusal.status} {refusal.phrase}\r\nContent-Type: application/json\r\n"

@@ -24,6 +24,11 @@ class OpenAnswers:
         self._skip = 0
         self._fewer = asyncio.Event()
 
+    @property
+    def begun(self) -> bool:
+        """Whether a part of an answer has come, and not all of it."""
+        return bool(self._held or self._skip) or self._read != self._head
+
     def asked(self, *, named: bool = False) -> None:
         """Note a request."""
         self.count += 1

@@ -24,6 +24,9 @@ class FakeTriton:
     def __init__(self) -> None:
         self.came = b""
         self.gone = asyncio.Event()
+        #: Set while it does as the client does, and closes.
+        self.closes = asyncio.Event()
+        self.closes.set()
         self.answer: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,6 +36,7 @@ class FakeTriton:
             while piece := await reader.read(1 << 16):
                 self.came += piece
         self.gone.set()
+        await self.closes.wait()
         speaking.cancel()
         writer.close()
 
@@ -42,12 +46,21 @@ class FakeTriton:
         writer.close()
 
 
+GENERATE = "/v2/models/ensemble/generate_stream"
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter, FakeTriton]
 
 
 @contextlib.asynccontextmanager
+<<<<<<< HEAD
 async def connected(**relay: Any) -> AsyncIterator[Ends]:
     triton = FakeTriton()
+=======
+async def connected(stop: Callable[[str], object] | None = None) -> AsyncIterator[Ends]:
+    triton, before = FakeTriton(), asyncio.all_tasks()
+>>>>>>> 17820d0 (model_repo: where the front sees clients go, the ensemble has two steps)
     behind = await asyncio.start_server(triton.serve, "127.0.0.1", 0)
     port = behind.sockets[0].getsockname()[1]
     front = await asyncio.start_server(HttpRelay("127.0.0.1", port, MOST, **relay).serve, "127.0.0.1", 0)
@@ -57,6 +70,8 @@ async def connected(**relay: Any) -> AsyncIterator[Ends]:
     await asyncio.wait_for(triton.gone.wait(), 20)
     front.close()
     behind.close()
+    await until(lambda: asyncio.all_tasks() <= before)
+    await asyncio.sleep(0.01)  # Closed sockets are let go of a moment later.
 
 
 def run(work: Callable[[Ends], Awaitable[None]], **relay: Any) -> None:
@@ -189,8 +204,36 @@ def test_a_client_that_has_asked_all_it_wants_gets_its_answer() -> None:
     run(work)
 
 
-GENERATE = "/v2/models/ensemble/generate_stream"
-HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+def test_one_that_waits_for_it_is_asked_whether_it_is_there() -> None:
+    stops: list[str] = []
+
+    async def work(ends: Ends) -> None:
+        reader, writer, triton = ends
+        triton.closes.clear()
+        writer.write(post(b"{}", target=GENERATE))
+        writer.write_eof()
+        asked = b"HTTP/1.1 102 Processing\r\n\r\n"
+        assert await reader.readexactly(2 * len(asked)) == 2 * asked
+        triton.answer.put_nowait(ANSWER)
+        assert (await reader.readuntil(ANSWER)).replace(asked, b"") == ANSWER
+        triton.closes.set()
+
+    run(work, stops.append)
+    assert not stops
+
+
+def test_one_that_has_gone_in_silence_has_its_call_stopped() -> None:
+    async def go() -> None:
+        stopped = asyncio.Event()
+        async with connected(lambda call: stopped.set()) as (_, writer, triton):
+            triton.closes.clear()
+            writer.write(post(b"{}", target=GENERATE))
+            await until(lambda: triton.came.endswith(b"}"))
+            writer.close()
+            await stopped.wait()
+            triton.closes.set()
+
+    asyncio.run(asyncio.wait_for(go(), 30))
 
 
 @pytest.mark.parametrize("end", ["goes", "resets", "is answered", "asks for no answer"])
