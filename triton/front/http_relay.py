@@ -62,18 +62,10 @@ class HttpRelay:
         try:
             await asyncio.wait({asking, answering}, return_when=asyncio.FIRST_COMPLETED)
             if asking.done() and (refusal := asking.result()):
-<<<<<<< HEAD
                 if await _in_turn(answering, open_answers):
                     await _refuse(reader, writer, refusal)
-            elif asking.done():  # The client sends no more; Triton decides what of its answer is worth while.
-                await answering
-=======
-                answering.cancel()
-                await asyncio.wait({answering})
-                await _refuse(reader, writer, refusal)
             elif asking.done():
                 await _see_out(answering, writer, open_answers)
->>>>>>> 17820d0 (model_repo: where the front sees clients go, the ensemble has two steps)
         finally:
             for task in (asking, answering):
                 task.cancel()
@@ -165,7 +157,6 @@ async def _answers(triton: asyncio.StreamReader, writer: asyncio.StreamWriter, o
             await writer.drain()
 
 
-<<<<<<< HEAD
 async def _in_turn(answering: asyncio.Future[None], open_answers: OpenAnswers) -> bool:
     """Wait until what was asked before has been answered, and stop passing answers on; return whether it has."""
     answered = asyncio.ensure_future(open_answers.wait())
@@ -177,8 +168,6 @@ async def _in_turn(answering: asyncio.Future[None], open_answers: OpenAnswers) -
     return turn
 
 
-async def _refuse(reader: PatientReader, writer: asyncio.StreamWriter, refusal: HttpRefusal) -> None:
-=======
 async def _see_out(answering: asyncio.Task[None], writer: asyncio.StreamWriter, open_answers: OpenAnswers) -> None:
     """Wait for the answers to a client that sends no more. It may have gone altogether: only sending to it shows that.
 
@@ -186,14 +175,13 @@ async def _see_out(answering: asyncio.Task[None], writer: asyncio.StreamWriter, 
     """
     with contextlib.suppress(OSError):
         while not answering.done():
-            if open_answers.named and not open_answers.begun:
+            if open_answers.named and open_answers.count > 0 and not open_answers.begun:
                 writer.write(_PROCESSING)
                 await writer.drain()
             await asyncio.wait({answering}, timeout=_LOOK)
 
 
-async def _refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, refusal: HttpRefusal) -> None:
->>>>>>> 17820d0 (model_repo: where the front sees clients go, the ensemble has two steps)
+async def _refuse(reader: PatientReader, writer: asyncio.StreamWriter, refusal: HttpRefusal) -> None:
     """Answer in Triton's form, and close."""
     body = json.dumps({"error": refusal.why}).encode()
     head = f"HTTP/1.1 {refusal.status} {refusal.phrase}\r\nContent-Type: application/json\r\n"

@@ -54,13 +54,8 @@ Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter, FakeTriton]
 
 
 @contextlib.asynccontextmanager
-<<<<<<< HEAD
 async def connected(**relay: Any) -> AsyncIterator[Ends]:
-    triton = FakeTriton()
-=======
-async def connected(stop: Callable[[str], object] | None = None) -> AsyncIterator[Ends]:
     triton, before = FakeTriton(), asyncio.all_tasks()
->>>>>>> 17820d0 (model_repo: where the front sees clients go, the ensemble has two steps)
     behind = await asyncio.start_server(triton.serve, "127.0.0.1", 0)
     port = behind.sockets[0].getsockname()[1]
     front = await asyncio.start_server(HttpRelay("127.0.0.1", port, MOST, **relay).serve, "127.0.0.1", 0)
@@ -218,14 +213,14 @@ def test_one_that_waits_for_it_is_asked_whether_it_is_there() -> None:
         assert (await reader.readuntil(ANSWER)).replace(asked, b"") == ANSWER
         triton.closes.set()
 
-    run(work, stops.append)
+    run(work, stop=stops.append)
     assert not stops
 
 
 def test_one_that_has_gone_in_silence_has_its_call_stopped() -> None:
     async def go() -> None:
         stopped = asyncio.Event()
-        async with connected(lambda call: stopped.set()) as (_, writer, triton):
+        async with connected(stop=lambda call: stopped.set()) as (_, writer, triton):
             triton.closes.clear()
             writer.write(post(b"{}", target=GENERATE))
             await until(lambda: triton.came.endswith(b"}"))
