@@ -39,6 +39,11 @@ class Placement:
         """The ranks that run on other hosts than rank 0."""
         return frozenset(rank for rank, host in enumerate(self.hosts) if host != self.hosts[0])
 
+    @property
+    def far(self) -> dict[int, str]:
+        """Rank → host of those."""
+        return {rank: self.hosts[rank] for rank in sorted(self.elsewhere)}
+
     def segments(self, first: int = 0) -> list[tuple[str, int]]:
         """Return host and number of the consecutive ranks from ``first`` on that share one."""
         return [(host, len(list(ranks))) for host, ranks in groupby(self.hosts[first:])]

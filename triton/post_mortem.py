@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,11 +43,15 @@ _WIDE = re.compile(r" {3,}")
 
 @dataclass(frozen=True)
 class Ended:
-    """A process that ended too early: ``rank`` is None for one beside the ranks, ``stub`` marks a child of rank 0."""
+    """A process that ended too early: ``rank`` is None for one beside the ranks, ``stub`` marks a child of rank 0.
+
+    ``host``: where a rank runs, if not beside rank 0; its lines are in the launcher's log then.
+    """
 
     rank: int | None
     name: str
     stub: bool = False
+    host: str | None = None
 
     @classmethod
     def model_process(cls, model: str) -> Ended:
@@ -55,15 +59,22 @@ class Ended:
         return cls(0, f"tritonserver's process for {model}", stub=True)
 
     @classmethod
-    def of_beat(cls, beat: Beat) -> Ended:
-        """Return the process that gave a sign of life."""
+    def of_beat(cls, beat: Beat, far: Mapping[int, str]) -> Ended:
+        """Return the process that gave a sign of life. ``far``: rank → host of those that are not beside rank 0."""
         if beat.name == NAME:
             return cls(None, NAME)
-        return cls(beat.rank, beat.name) if beat.rank or beat.name == TRITON else cls.model_process(beat.name)
+        if beat.rank or beat.name == TRITON:
+            return cls(beat.rank, beat.name, host=far.get(beat.rank))
+        return cls.model_process(beat.name)
+
+    @property
+    def title(self) -> str:
+        """What runs there, and where if that is not clear."""
+        return f"{self.name} on {self.host}" if self.host else self.name
 
     def log(self, logs: Path) -> Path:
         """Return the file that takes its output."""
-        if self.rank is not None:
+        if self.rank is not None and not self.host:
             return rank_log(logs, self.rank)
         return front_log(logs) if self.name == NAME else mpirun_log(logs)
 
@@ -79,19 +90,27 @@ def last_lines(path: Path, count: int = TAIL_LINES) -> str:
     return "\n".join(line if len(line) <= TAIL_WIDTH else line[:TAIL_WIDTH] + "…" for line in lines[-count:])
 
 
-def explain(gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool) -> LaunchError:
-    """Return the error for a world whose processes ``gone`` were the first that were seen to end."""
-    ended, how = _culprit(gone, logs, ranks)
+def explain(
+    gone: Sequence[Ended], logs: Path, ranks: int, *, ready: bool, far: Mapping[int, str] | None = None
+) -> LaunchError:
+    """Return the error for a world whose processes ``gone`` were the first that were seen to end.
+
+    ``far``: rank → host of those that are not beside rank 0. One of these that could not tell of its end is known by
+    the launcher's word; the processes here that lost it end at once, and may be seen before.
+    """
+    told, how = _told_by_launcher(mpirun_log(logs))
+    host = (far or {}).get(told) if told is not None else None
+    ended, how = (Ended(told, "worker", host=host), how) if host else _culprit(gone, logs, ranks)
     state = _state(ready)
     if ended.rank is None:
         said = last_lines(ended.log(logs)) or "it wrote nothing"
         return LaunchError(f"{ended.name} ended {state}", why=said, fix=f"see the logs in {logs}, then start again")
     return RankError(
         ended.rank,
-        f"rank {ended.rank} of {ranks} ({ended.name}) ended {state}",
+        f"rank {ended.rank} of {ranks} ({ended.title}) ended {state}",
         why=f"{how}; a world that lacks a rank cannot answer, so all of it was ended",
-        fix=f"mend what its last lines say and start again; all its lines are in {rank_log(logs, ended.rank)}",
-        tail=last_lines(rank_log(logs, ended.rank)) or "(it wrote nothing)",
+        fix=f"mend what its last lines say and start again; all its lines are in {ended.log(logs)}",
+        tail=last_lines(ended.log(logs)) or "(it wrote nothing)",
     )
 
 
@@ -116,7 +135,7 @@ def explain_hang(ended: Ended, seconds: float, logs: Path, ranks: int) -> Launch
     rank, log = ended.rank or 0, ended.log(logs)
     return RankError(
         rank,
-        f"{NAME} hangs" if ended.rank is None else f"rank {rank} of {ranks} ({ended.name}) hangs",
+        f"{NAME} hangs" if ended.rank is None else f"rank {rank} of {ranks} ({ended.title}) hangs",
         why=f"it gave no sign of life for {seconds:.0f} s; without it the world cannot answer, so all of it was ended",
         fix="see whether it was stopped, or its machine overloaded (serve.hang_timeout_s, serve.step_timeout_s); "
         f"all its lines are in {log}",

@@ -189,13 +189,17 @@ class Supervisor:
             if (gone or self._far_ends) and not self._stopping:
                 self._fail(partial(self._explain, gone))
             elif self._vital and not self._stopping and (hung := self._vital.look()):
-                self._fail(partial(explain_hang, Ended.of_beat(hung.beat), hung.seconds, self.logs, self.ranks))
+                self._fail(
+                    partial(
+                        explain_hang, Ended.of_beat(hung.beat, self.placement.far), hung.seconds, self.logs, self.ranks
+                    )
+                )
 
     def _explain(self, gone: list[Ended]) -> LaunchError:
         """What a far rank reported explains what was seen here: its peers end when it is gone."""
         if self._far_ends:
             return explain_far(self._far_ends[0], self.ranks, ready=self.ready)
-        return explain(gone, self.logs, self.ranks, ready=self.ready)
+        return explain(gone, self.logs, self.ranks, ready=self.ready, far=self.placement.far)
 
     def _fail(self, explanation: Callable[[], LaunchError]) -> None:
         """End the world, then say why."""

@@ -97,11 +97,24 @@ def test_a_slurm_job_of_two_hosts(
     assert f"--nodelist={hosts[0]},{hosts[1]} " in printed and " \\\n    --ranks=1-1 " in printed
 
 
+def test_a_far_rank_that_leaves_no_word(
+    hosts: tuple[str, str], pipeline_folder: Callable[[str], Path], serve: Any
+) -> None:
+    """What would have told of its end is killed with it: the launcher says which it was."""
+    with serve(pipeline_folder("llama"), *settings(hosts)) as served:
+        os.kill(find_far_worker(entry=True), signal.SIGKILL)
+        assert served.process.wait(timeout=10) == 5
+        said = (served.folder / "serve.log").read_text()
+        assert f"rank 1 of 2 (worker on {hosts[1]}) ended while the endpoint was up" in said
+        assert "SIGKILL" in said
+        assert find_far_worker() == 0
+
+
 def test_a_far_rank_that_hangs(hosts: tuple[str, str], pipeline_folder: Callable[[str], Path], serve: Any) -> None:
     with serve(pipeline_folder("llama"), *settings(hosts, "serve.hang_timeout_s=3")) as served:
         os.kill(find_far_worker(), signal.SIGSTOP)
         assert served.process.wait(timeout=10) == 5
-        assert "rank 1 of 2 (worker) hangs" in (served.folder / "serve.log").read_text()
+        assert f"rank 1 of 2 (worker on {hosts[1]}) hangs" in (served.folder / "serve.log").read_text()
         assert find_far_worker() == 0
 
 
@@ -115,14 +128,14 @@ def test_a_host_that_cannot_be_reached(
     assert nobody in done.stderr
 
 
-def find_far_worker() -> int:
-    """Return the process id of a worker whose host name is the other host's; 0 if there is none."""
-    for entry in Path("/proc").iterdir():
+def find_far_worker(*, entry: bool = False) -> int:
+    """Return the process id of the other host's worker, or of what started it there; 0: there is none."""
+    for folder in Path("/proc").iterdir():
         try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            far = (entry / "ns" / "uts").readlink() != Path("/proc/self/ns/uts").readlink()
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            far = (folder / "ns" / "uts").readlink() != Path("/proc/self/ns/uts").readlink()
         except OSError:
             continue
-        if far and b"shardyard.runtime.worker" in words and b"shardyard.triton.far_entry" not in words:
-            return int(entry.name)
+        if far and b"shardyard.runtime.worker" in words and entry == (b"shardyard.triton.far_entry" in words):
+            return int(folder.name)
     return 0

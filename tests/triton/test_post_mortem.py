@@ -75,6 +75,20 @@ def test_the_first_rank_is_named(gone: Sequence[Ended], mpirun: str, rank: int, 
     assert error.tail == "first\nlast words"
 
 
+@pytest.mark.parametrize("gone", [[STUB], [STUB, TRITON], [TRITON, WORKERS[2]], [MPIRUN]])
+@pytest.mark.parametrize("log", [SIGNALLED, SIGNALLED_4, SRUN_SIGNALLED, SIGNALLED + ABORTED])
+def test_a_far_rank_is_named_whoever_ended_here(gone: Sequence[Ended], log: str, tmp_path: Path) -> None:
+    """Those that lost it ended too."""
+    (tmp_path / "mpirun.log").write_text("[1,1]<stdout>: far words\n" + log)
+    error = explain(gone, tmp_path, 3, ready=True, far={1: "host7"})
+    assert isinstance(error, RankError)
+    assert (error.rank, error.what) == (1, "rank 1 of 3 (worker on host7) ended while the endpoint was up")
+    assert "killed by signal 9 (SIGKILL); a world" in error.why
+    assert "far words" in error.tail and "mpirun.log" in error.fix
+    assert isinstance(nearby := explain([WORKERS[1]], tmp_path, 3, ready=True, far={2: "host8"}), RankError)
+    assert "(worker)" in nearby.what or ABORTED in log
+
+
 def test_a_crash_that_tritonserver_writes_down(tmp_path: Path) -> None:
     (tmp_path / "rank0.log").write_text("up\nSignal (15) received.\n")
     assert "status 0" in explain([TRITON], tmp_path, 1, ready=True).why
