@@ -36,11 +36,15 @@ def refuse_if_served(context: Context) -> None:
 def serve(args: argparse.Namespace) -> None:
     """Launch the endpoint and wait until Ctrl-C or until a rank dies; with ``--restart`` launch it again then."""
     from shardyard.triton.gpu_command import print_gpu_launch
+    from shardyard.triton.llm_api_command import print_llm_api_launch
     from shardyard.triton.restart import BackOff
     from shardyard.triton.serve import launch, print_launch
 
     context = Context.of(args)
     refuse_if_served(context)
+    if args.print and context.pipeline.engine.target == "tensorrt_llm_api":
+        context.console.result(print_llm_api_launch(context.pipeline, context.work.model_repo))
+        return
     if args.print and context.pipeline.engine.target == "tensorrt_llm":
         context.console.result(print_gpu_launch(context.pipeline, context.work.model_repo))
         return

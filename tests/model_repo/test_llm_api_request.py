@@ -6,8 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shardyard.errors import RequestError
+from shardyard.model_repo.llm_api_tensors import LLM_API_MODELS
 from shardyard.model_repo.models.llm_api_request import (
     LlmApiLimits,
     LlmApiRequest,
@@ -166,6 +169,39 @@ def test_what_is_refused(byte_level: Tokenizer, given: dict[str, Any], message: 
     with pytest.raises(RequestError, match=message) as caught:
         _parse(byte_level, **given)
     assert caught.value.why
+
+
+#: Type → values at its edges.
+EDGES: dict[str, list[Any]] = {
+    "BOOL": [True, False],
+    "FP32": [0.0, -1.0, 1e-45, 3.4e38, float("inf"), float("nan"), 0.5],
+    "INT32": [0, 1, 2, 7, -1, -(2**31), 2**31 - 1],
+    "UINT64": [0, 1, 2**64 - 1],
+    "STRING": [b"", b"a", b"A river", b"\xff\xfe", b"\x00" * 9, "🙂".encode(), b"a " * 90],
+}
+DTYPES = {"BOOL": np.bool_, "FP32": np.float32, "INT32": np.int32, "UINT64": np.uint64, "STRING": np.object_}
+
+
+@st.composite
+def _tensors(draw: st.DrawFn) -> dict[str, Any]:
+    found = {}
+    for tensor in draw(st.lists(st.sampled_from(LLM_API_MODELS["tensorrt_llm"].inputs), unique=True)):
+        values = draw(st.lists(st.sampled_from(EDGES[tensor.type]), max_size=3))
+        found[tensor.name] = np.array(values, dtype=DTYPES[tensor.type])
+    return found
+
+
+@given(tensors=_tensors())
+def test_anything_is_taken_or_refused(tokenizers: dict[str, Tokenizer], tensors: dict[str, Any]) -> None:
+    tensors = {"text_input": np.array([b"A river"], dtype=np.object_), **tensors}
+    tokenizer = tokenizers["byte-level BPE"]
+    try:
+        request = parse_llm_api_request(with_batch(tensors), tokenizer, SpecialIds((1,), 3), LIMITS, exclude_input=True)
+    except RequestError as error:
+        assert error.why
+        return
+    assert 1 <= len(request.prompt) < len(request.prompt) + request.sampling["max_tokens"] <= LIMITS.max_seq_len
+    assert all(type(value) in (int, float, bool, list) for value in request.sampling.values())
 
 
 def test_a_request_without_a_prompt(byte_level: Tokenizer) -> None:
