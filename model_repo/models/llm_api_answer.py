@@ -51,7 +51,7 @@ class LlmApiAnswer:
         new = completion.token_ids[self._seen :]
         self._seen += len(new)
         self.tokens += len(new)
-        if final and new and new[-1] in self._end_ids:
+        if new and new[-1] in self._end_ids:
             new = new[:-1]
         self._text += self._decoder.push(new, final=final)
         if self._request.cumulative_logprob:
