@@ -18,7 +18,7 @@ from shardyard.runtime.context import ContextGroup
 from shardyard.runtime.kv_cache import BLOCK_TOKENS
 from shardyard.runtime.network import AttentionSpec
 
-__all__ = ["BLOCK_TOKENS", "PagedInputs", "cache_parameters", "paged_attention"]
+__all__ = ["BLOCK_TOKENS", "PagedInputs", "cache_names", "cache_parameters", "paged_attention"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,15 @@ class PagedInputs:
     context: ContextGroup | None = None
 
 
+def cache_names(layer: int) -> tuple[str, str]:
+    """Return the names of the inputs that are a layer's key cache and value cache."""
+    return f"key_cache.{layer}", f"value_cache.{layer}"
+
+
 def cache_parameters(layer: int) -> tuple[Any, Any]:
     """Return a layer's key cache and value cache; the plugin decides their type and shape when it compiles."""
     parameters = []
-    for name in (f"key_cache.{layer}", f"value_cache.{layer}"):
+    for name in cache_names(layer):
         parameter = op.parameter(ov.PartialShape([-1, -1, -1, -1]), ov.Type.dynamic, name)
         parameter.output(0).set_names({name})
         parameters.append(parameter)

@@ -28,6 +28,7 @@ from shardyard.runtime.layers.fused_blocks import FusedBlocks
 from shardyard.runtime.layers.linear import AllReduceNode, Linear
 from shardyard.runtime.layers.norms import Norms
 from shardyard.runtime.layers.rotation import Rotation
+from shardyard.runtime.layers.token_decoder import TokenDecoder
 from shardyard.runtime.names import EMBEDDING, FINAL_NORM, HEAD
 from shardyard.runtime.native.products import Products
 from shardyard.runtime.network import NetworkSpec
@@ -49,6 +50,7 @@ def build_graph(
     products: Products | None = None,
     context: ContextGroup | None = None,
     group: int | None = None,
+    caches: Mapping[str, Any] | None = None,
 ) -> Any:
     """Return the rank's ``ov.Model``.
 
@@ -61,11 +63,12 @@ def build_graph(
     ``all_reduce`` may be None when ``spec.tp`` is 1. The arrays must stay alive until the first inference has ended.
     Packed arrays need ``products``, and both must outlive the model.
     ``group``: the number of the compiled group that ``all_reduce`` is, where it is one.
+    ``caches``: tensors by name, of a network for steps of a single token.
     With a ``pool`` the network adds its adapters to the products, and has their inputs.
     """
     fusible = pool is None and (all_reduce is None or group is not None)
     graph = _Graph(spec, Weights(arrays, products), all_reduce or _identity, Adapters(pool) if pool else None, context)
-    return graph.model(group, fusible=fusible)
+    return graph.model(group, caches or {}, fusible=fusible)
 
 
 def fix_tokens(model: Any, tokens: int) -> None:
@@ -105,7 +108,7 @@ class _Graph:
         self.norms = Norms(spec.norm, spec.norm_epsilon, weights)
         self.parameters: list[Any] = []
 
-    def model(self, group: int | None, *, fusible: bool) -> Any:
+    def model(self, group: int | None, caches: Mapping[str, Any], *, fusible: bool) -> Any:
         spec = self.spec
         paged = self._paged_inputs()
         positions = self._input("position_ids", [-1])
@@ -117,7 +120,12 @@ class _Graph:
             x = self._input("hidden", [-1, spec.hidden], ov.Type.f32)
         linear = Linear(self.weights, self.all_reduce, self.adapters)
         attention = AttentionBlock(spec.attention, linear, self.norms, paged, rotation)
-        if fusible and FusedBlocks.fuses(spec, self.weights):
+        fused = fusible and FusedBlocks.fuses(spec, self.weights)
+        if fused and rotation and caches and TokenDecoder.fits(spec.attention, caches):
+            decoder = TokenDecoder(spec, self.weights, self.norms, caches, group)
+            x = decoder(x, rotation, paged)
+            self.parameters += decoder.parameters
+        elif fused:
             x = FusedBlocks(spec, linear, self.norms, attention, group)(x)
         else:
             x = Block(spec, linear, self.norms, attention).all(x)

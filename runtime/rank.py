@@ -103,7 +103,9 @@ class RankModel:
         self.compiled = self._compile()
         self._caches = allocate_caches(self.compiled, settings.kv_blocks)
         self._network = CompiledNetwork(self.compiled, self._caches)
-        self._single = CompiledNetwork(self._compile(tokens=1), self._caches) if self._gains_by_fixed_shapes() else None
+        self._single: CompiledNetwork | None = None
+        if self._gains_by_fixed_shapes():
+            self._single = CompiledNetwork(self._compile(caches=self._caches), self._caches)
         self._adapting: CompiledNetwork | None = None
         self._best: Best | None = None
         #: Seconds that the network has computed so far.
@@ -149,7 +151,8 @@ class RankModel:
         own_caches = keeps_own_caches(self.spec, split=self.context is not None)
         return self.products is not None and not own_caches and is_mostly_packed(self.arrays)
 
-    def _compile(self, adapters: AdapterPool | None = None, tokens: int | None = None) -> Any:
+    def _compile(self, adapters: AdapterPool | None = None, caches: Mapping[str, Any] | None = None) -> Any:
+        """Compile the network; with ``caches`` that for steps of a single token."""
         settings = self.settings
         quantized = _QUANTIZATION_GROUP.get(self.spec.weights, 0) if settings.quantize_activations else 0
         properties = {
@@ -167,9 +170,9 @@ class RankModel:
             self.products.extend(core)
         all_reduce = self.all_reduce.node if self.all_reduce else None
         group = self.all_reduce.number if self.all_reduce else None
-        graph = build_graph(self.spec, self.arrays, all_reduce, adapters, self.products, self.context, group)
-        if tokens:
-            fix_tokens(graph, tokens)
+        graph = build_graph(self.spec, self.arrays, all_reduce, adapters, self.products, self.context, group, caches)
+        if caches:
+            fix_tokens(graph, 1)
         try:
             return core.compile_model(graph, "CPU", properties)
         except RuntimeError as error:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from shardyard.runtime.names import group_scale_name, scale_name, zero_name
 from shardyard.runtime.native.packing import is_packed, plain_rows
-from shardyard.runtime.native.products import FusedLayer, PackedMatrix, Products
+from shardyard.runtime.native.products import FusedLayer, PackedMatrix, Products, TokenHeads
 
 __all__ = ["Part", "Weights"]
 
@@ -91,9 +91,15 @@ class Weights:
         Raises:
             ValueError: there are no products.
         """
-        if not self._products:
-            raise ValueError("packed matrices need products")
-        return self._products.layer(x, y, [self.vector(n) for n in norms], [self._packed(p) for p in parts], block)
+        return self._own().layer(x, y, [self.vector(n) for n in norms], [self._packed(p) for p in parts], block)
+
+    def decoder(self, inputs: Sequence[Any], parts: Sequence[Part], block: FusedLayer, heads: TokenHeads) -> Any:
+        """Return what ``Products.decoder`` makes of packed matrices.
+
+        Raises:
+            ValueError: there are no products.
+        """
+        return self._own().decoder(inputs, [self._packed(part) for part in parts], block, heads)
 
     def packs(self, part: Part) -> bool:
         """Tell whether products with a matrix are the engine's own."""
@@ -132,6 +138,11 @@ class Weights:
         if picked.get_element_type() == ov.Type.i8:
             return op.multiply(op.convert(picked, "f32"), op.gather(self._constant(scale_name(name)), ids, axis))
         return picked if picked.get_element_type() == ov.Type.f32 else op.convert(picked, "f32")
+
+    def _own(self) -> Products:
+        if self._products is None:
+            raise ValueError("packed matrices need products")
+        return self._products
 
     def _packed(self, part: Part) -> PackedMatrix:
         scales = self.arrays.get(scale_name(part.name))

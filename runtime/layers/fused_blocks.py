@@ -19,7 +19,7 @@ from shardyard.runtime.native.products import FusedLayer
 from shardyard.runtime.network import NetworkSpec
 from shardyard.runtime.weights import Part, Weights
 
-__all__ = ["FusedBlocks"]
+__all__ = ["FusedBlocks", "fused_weights", "in_layer"]
 
 
 class FusedBlocks:
@@ -44,32 +44,36 @@ class FusedBlocks:
             and not plain
             and spec.norm == "rms"
             and weights.gates(spec.mlp.activation)
-            and all(weights.packs(part) for layer in layers for part in _parts(spec, weights, layer))
+            and all(weights.packs(part) for layer in layers for part in fused_weights(spec, weights, layer))
         )
 
     def __call__(self, x: Any) -> Any:
         """Return what the stage's layers make of ``x``, float32 [tokens, hidden]."""
         spec, weights = self._spec, self._linear.weights
-        first = self._norms(x, _name(0, spec.block.before_attention))
-        qkv = weights.product(first, Part(_name(0, "attention.qkv.weight")))
+        first = self._norms(x, in_layer(0, spec.block.before_attention))
+        qkv = weights.product(first, Part(in_layer(0, "attention.qkv.weight")))
         last = len(spec.layers) - 1
         for layer, kind in enumerate(spec.layers):
             if spec.attention.qkv_bias:
-                qkv = op.add(qkv, weights.vector(_name(layer, "attention.qkv.bias")))
-            y = self._attention.mix(qkv, _name(layer, "attention"), layer, kind.window)
-            parts, norms = _parts(spec, weights, layer), [_name(layer, f"{spec.block.before_mlp}.weight")]
+                qkv = op.add(qkv, weights.vector(in_layer(layer, "attention.qkv.bias")))
+            y = self._attention.mix(qkv, in_layer(layer, "attention"), layer, kind.window)
+            norms = [in_layer(layer, f"{spec.block.before_mlp}.weight")]
             if layer < last:
-                parts = (*parts, Part(_name(layer + 1, "attention.qkv.weight")))
-                norms.append(_name(layer + 1, f"{spec.block.before_attention}.weight"))
-            x, qkv = weights.layer(x, y, norms, parts, self._block)
+                norms.append(in_layer(layer + 1, f"{spec.block.before_attention}.weight"))
+            x, qkv = weights.layer(x, y, norms, fused_weights(spec, weights, layer), self._block)
         return x
 
 
-def _parts(spec: NetworkSpec, weights: Weights, layer: int) -> Sequence[Part]:
-    """Return the weights of a layer behind its attention: dense, the MLP's two branches, the gate last, and proj."""
-    dense, proj = (Part(_name(layer, f"{name}.weight")) for name in ("attention.dense", "mlp.proj"))
-    return dense, *branches(spec.mlp, weights, _name(layer, "mlp")), proj
+def fused_weights(spec: NetworkSpec, weights: Weights, layer: int) -> Sequence[Part]:
+    """Return the weights of a layer behind its attention, and the next layer's qkv, if there is one.
+
+    Dense, the MLP's two branches, the gate last, proj and qkv.
+    """
+    dense, proj = (Part(in_layer(layer, f"{name}.weight")) for name in ("attention.dense", "mlp.proj"))
+    following = [Part(in_layer(layer + 1, "attention.qkv.weight"))] if layer + 1 < len(spec.layers) else []
+    return [dense, *branches(spec.mlp, weights, in_layer(layer, "mlp")), proj, *following]
 
 
-def _name(layer: int, name: str) -> str:
+def in_layer(layer: int, name: str) -> str:
+    """Return the name of an array of a layer."""
     return f"transformer.layers.{layer}.{name}"

@@ -22,7 +22,8 @@ class Rotation:
 
     def __init__(self, rope: RopeSpec, length: int, positions: Any) -> None:
         self._dim = rope.dim
-        self._cos, self._sin = (
+        #: Cosines and sines, float32 [tokens, 1, 1, dim].
+        self.angles = tuple(
             op.unsqueeze(op.gather(op.constant(table), positions, integer(0)), integers(1, 2))
             for table in rotary_tables(rope, length)
         )
@@ -37,4 +38,5 @@ class Rotation:
     def _turn(self, x: Any) -> Any:
         halves = op.variadic_split(x, integer(3), integers(self._dim // 2, self._dim // 2))
         turned = op.concat([op.multiply(halves.output(1), number(-1)), halves.output(0)], -1)
-        return op.add(op.multiply(x, self._cos), op.multiply(turned, self._sin))
+        cos, sin = self.angles
+        return op.add(op.multiply(x, cos), op.multiply(turned, sin))

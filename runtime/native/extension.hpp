@@ -11,5 +11,6 @@ ov::Extension::Ptr packed_rows_extension();
 ov::Extension::Ptr packed_experts_extension();
 ov::Extension::Ptr best_token_extension();
 ov::Extension::Ptr packed_layer_extension();
+ov::Extension::Ptr token_decoder_extension();
 
 }  // namespace shardyard

@@ -17,7 +17,7 @@ from openvino.utils.node_factory import NodeFactory
 from shardyard.runtime.native.library import native_library
 from shardyard.runtime.native.packing import BLOCK_ROWS, plain_rows
 
-__all__ = ["Expert", "FusedLayer", "Level", "PackedMatrix", "Products", "best_level", "load_products"]
+__all__ = ["Expert", "FusedLayer", "Level", "PackedMatrix", "Products", "TokenHeads", "best_level", "load_products"]
 
 #: What the kernels are written for, least first.
 Level = Literal["avx2", "avx512", "amx"]
@@ -73,6 +73,16 @@ class FusedLayer:
     activation: str
     epsilon: float
     group: int | None
+
+
+@dataclass(frozen=True)
+class TokenHeads:
+    """The attention of single tokens: this rank's heads, what scores are multiplied by, and each layer's window."""
+
+    heads: int
+    kv_heads: int
+    scale: float
+    windows: Sequence[int]
 
 
 #: An expert's two branches, the gate last, and what leads back.
@@ -135,15 +145,27 @@ class Products:
         ``x``: float32 [tokens, hidden]; ``y``: [tokens, heads · head_size]. ``matrices``: dense, up, gate and down,
         and with the next layer's qkv that; ``norms``: the weights of the norm before the MLP, and of that before qkv.
         """
-        attributes = {
-            "matrices": [self._number(matrix) for matrix in matrices],
-            "activation": _ACTIVATIONS[block.activation],
-            "level": self._level,
-            "group": -1 if block.group is None else block.group,
-            "epsilon": block.epsilon,
-        }
+        attributes = self._attributes(matrices, block)
         node = self._factory.create("PackedLayer", [_output(each) for each in (x, y, *norms)], attributes)
         return node.output(0), node.output(1) if len(matrices) > 4 else None
+
+    def decoder(
+        self, inputs: Sequence[Any], matrices: Sequence[PackedMatrix], block: FusedLayer, heads: TokenHeads
+    ) -> Any:
+        """Return what all layers of a stage make of a single token, float32 [1, hidden].
+
+        ``matrices``: as ``layer`` has them, of one layer after the other. ``inputs``: float32 [1, hidden], the first
+        layer's qkv without its bias, cosines, sines, ``past_lens`` and ``block_indices`` of the sequence, then of each
+        layer the key cache, of each the value cache, the weights of the norm before the MLP, of each but the first
+        those of the norm before attention, and of each the bias of qkv, if there are any. The caches are written to.
+        """
+        attributes = self._attributes(matrices, block) | {
+            "windows": list(heads.windows),
+            "heads": heads.heads,
+            "kv_heads": heads.kv_heads,
+            "scale": heads.scale,
+        }
+        return self._factory.create("TokenDecoder", [_output(each) for each in inputs], attributes)
 
     def rows(self, ids: Any, matrix: PackedMatrix) -> Any:
         """Return the rows of a packed matrix that ``ids``, int32 [tokens], name, float32 [tokens, columns]."""
@@ -155,6 +177,15 @@ class Products:
         ``logits``: float32 [rows, columns]. Of equal ones the first; where one is no number, the first such.
         """
         return self._factory.create("BestToken", [_output(logits)], {})
+
+    def _attributes(self, matrices: Sequence[PackedMatrix], block: FusedLayer) -> dict[str, Any]:
+        return {
+            "matrices": [self._number(matrix) for matrix in matrices],
+            "activation": _ACTIVATIONS[block.activation],
+            "level": self._level,
+            "group": -1 if block.group is None else block.group,
+            "epsilon": block.epsilon,
+        }
 
     def _number(self, matrix: PackedMatrix) -> int:
         address, scales = matrix.numbers.ctypes.data, matrix.scales
