@@ -112,7 +112,7 @@ class Answer:
         if self._text:
             ids = self._tokens[: len(self._tokens) - self._hidden]
             text = self._text.push(ids, self._limit(), final=self.finished)
-            return {"text_output": np.array([[text.encode()]], dtype=object)}
+            return {"text_output": np.array([text.encode()], dtype=object)}
         arrays: Arrays = {
             # Nothing new is one place of padding: Triton has no empty tensors.
             "output_ids": np.array([[self._tokens or [-1]]], dtype=np.int32),

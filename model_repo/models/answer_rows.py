@@ -69,9 +69,9 @@ class AnswerRows:
 
 
 def _stacked(parts: Sequence[npt.NDArray[Any]], filler: int | bytes) -> npt.NDArray[Any]:
-    """Join arrays [1, 1, length, …] to [1, rows, longest, …]."""
+    """Join arrays [1, 1, length, …] to [1, rows, longest, …]; texts [1] to [rows]."""
     if parts[0].ndim < 3:
-        return np.concatenate(parts, axis=1)
+        return np.concatenate(parts, axis=-1)
     longest = max(part.shape[2] for part in parts)
     sizes = [[(0, 0), (0, 0), (0, longest - part.shape[2])] + [(0, 0)] * (part.ndim - 3) for part in parts]
     padded = [np.pad(part, size, constant_values=filler) for part, size in zip(parts, sizes, strict=True)]

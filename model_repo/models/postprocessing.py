@@ -57,7 +57,7 @@ class TritonPythonModel:
             ids = tensors["TOKENS_BATCH"]
             lengths = tensors["SEQUENCE_LENGTH"].reshape(-1)
             texts = self._streams.text(ids.reshape(len(lengths), -1), lengths, state)
-            made = response({"OUTPUT": np.array([[text.encode() for text in texts]], dtype=object)})
+            made = response({"OUTPUT": np.array([text.encode() for text in texts], dtype=object)})
             if self._tracing.tracer and (state or lengths.any()):  # Else it is the engine's question (``_fence``).
                 self._spans.note(state, trace_of(request.parameters()), request.request_id(), began)
             return made

@@ -100,7 +100,7 @@ def test_every_row_is_decoded_by_itself(byte_level: Tokenizer) -> None:
     [here] = make_answers(_generation(num_return_sequences=3), byte_level, 0, lambda: 1, texts=True)
     for index, text in enumerate(texts):
         here.take(Output(1, byte_level.encode(text, special=False), index == 2, "length", index=index))
-    assert here.response()["text_output"].tolist() == [[text.encode() for text in texts]]
+    assert here.response()["text_output"].tolist() == [text.encode() for text in texts]
 
 
 def test_a_cancelled_request_ends_all_rows(byte_level: Tokenizer) -> None:
