@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from shardyard.errors import LaunchError
 from shardyard.runtime.adapters.orders import Loaded, LoadOrder
 from shardyard.runtime.hosts import host_name
+from shardyard.runtime.plain_words import speak_plainly
 from shardyard.runtime.rank_times import RankTimes
 from shardyard.runtime.step_plan import STOP, StepPlan
 from shardyard.runtime.waiting import wait_until
@@ -228,6 +229,7 @@ def _join(size: int, apart: bool) -> Any:
 
     if MPI.COMM_WORLD.Get_size() != size:
         raise _wrong_size(MPI.COMM_WORLD.Get_size(), size)
+    speak_plainly()
     return MPI.COMM_WORLD.Dup()
 
 
