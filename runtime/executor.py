@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from shardyard.busy import ENDING, QUEUE_FULL
 from shardyard.errors import BusyError, LaunchError, RequestError, ShardyardError
 from shardyard.runtime.adapters.folders import AdapterFolders
 from shardyard.runtime.adapters.peft import AdaptedModel
@@ -114,10 +115,10 @@ class Executor:
             if self._stopping or self.error:
                 raise RequestError("the engine has stopped", why=str(self.error or "it was shut down"))
             if self._draining:
-                raise BusyError("the endpoint is ending", why="it finishes open requests", fix="ask another one")
+                raise BusyError(ENDING, why="it finishes open requests", fix="ask another one")
             if self.max_queue_size and self._queued() >= self.max_queue_size:
                 raise BusyError(
-                    f"the queue is full: {self.max_queue_size} requests wait",
+                    f"{QUEUE_FULL}: {self.max_queue_size} requests wait",
                     why="the engine cannot keep up",
                     fix="try again later, or raise serve.max_queue_size",
                 )

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from shardyard.errors import RequestError
+from shardyard.busy import is_busy
+from shardyard.errors import BusyError, RequestError
 from shardyard.model_repo.ensemble import STEPS, Step
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.client import Client
@@ -60,6 +61,7 @@ class Chain:
 
         Raises:
             ChainError: one of the models refused the request or failed.
+            BusyError: the engine cannot take it now.
         """
         preprocessing, engine, postprocessing = self.steps
         names = self.names(client)
@@ -138,7 +140,8 @@ def _request(step: Step, pool: Arrays, names: InnerNames) -> Any:
 def _outputs(step: Step, answer: Any) -> Arrays:
     """Return a response's tensors under the ensemble's names."""
     if answer.has_error():
-        raise ChainError(str(answer.error().message()))
+        said = str(answer.error().message())
+        raise (BusyError if is_busy(said) else ChainError)(said)
     tensors = {tensor.name(): np.array(tensor.as_numpy()) for tensor in answer.output_tensors()}
     if _FAILURE in tensors:
         raise ChainError(tensors[_FAILURE].item().decode())

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from shardyard.busy import ENDING, QUEUE_FULL
 from shardyard.errors import BusyError, LaunchError, ShardyardError
 from shardyard.log import Log
 from shardyard.model_repo.models.answer import Arrays
@@ -111,10 +112,10 @@ class LlmApiRequests:
 
     def _begin(self, request: LlmApiRequest, recipient: Recipient) -> None:
         if self._draining:
-            return recipient.fail(BusyError("the endpoint is ending", "it takes no more requests", "ask another one"))
+            return recipient.fail(BusyError(ENDING, "it takes no more requests", "ask another one"))
         if self._most and len(self._open) >= self._most:
             why = f"{self._most} requests are open (engine.max_batch_size and serve.max_queue_size together)"
-            return recipient.fail(BusyError("the queue is full", why, "try again later"))
+            return recipient.fail(BusyError(QUEUE_FULL, why, "try again later"))
         open_ = _Open(recipient, self._loop.create_task(self._serve(request, recipient)))
         self._open.append(open_)
         open_.task.add_done_callback(lambda task: self._open.remove(open_))

@@ -13,6 +13,7 @@ import re
 import uuid
 from collections.abc import Callable
 
+from shardyard.triton.front.busy_status import is_undecided, with_busy_status
 from shardyard.triton.front.call_tag import CallTag
 from shardyard.triton.front.http_request import Head, HttpRefusal, chunk_length, read_head
 from shardyard.triton.front.open_answers import OpenAnswers
@@ -152,8 +153,12 @@ async def _answers(triton: asyncio.StreamReader, writer: asyncio.StreamWriter, o
     """Pass answers on until either side closes."""
     with contextlib.suppress(OSError):
         while piece := await triton.read(PIECE):
+            begins = not open_answers.begun
             open_answers.came(piece)
-            writer.write(piece)
+            while begins and open_answers.begun and is_undecided(piece) and (more := await triton.read(PIECE)):
+                open_answers.came(more)
+                piece += more
+            writer.write(with_busy_status(piece) if begins else piece)
             await writer.drain()
 
 
