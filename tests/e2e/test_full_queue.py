@@ -101,7 +101,8 @@ def test_who_waits_is_served_by_priority(endpoint: Endpoint, place: Stream, mode
     order: list[str] = []
     waiting = []
     for priority in (0.2, 0.9):
-        waiting.append(Stream(endpoint, model, 4, order, priority=priority))
+        # Long enough that nobody can mistake who was first.
+        waiting.append(Stream(endpoint, model, 600, order, priority=priority))
         wait_for(lambda: count(endpoint, "waiting") == len(waiting))
     place.close()
     for stream in waiting:
