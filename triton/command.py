@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.calls import TRACE
+from shardyard.calls import CALL, TRACE
 from shardyard.heartbeat import LONGEST_WORK_VARIABLE
 from shardyard.log import LOG
 from shardyard.mpi import Segment
@@ -119,12 +120,14 @@ class Launch:
             "allow-gpu-metrics": "false",
             "allow-cpu-metrics": "false",
             "pinned-memory-pool-byte-size": 0,
-            **({f"{way}-header-forward-pattern": f"(?i){TRACE}" for way in ("http", "grpc")} if self._traced else {}),
+            **{f"{way}-header-forward-pattern": f"(?i)({names})" for way, names in self._headers() if names},
         }
 
-    @property
-    def _traced(self) -> bool:
-        return self.spec.otlp_endpoint is not None
+    def _headers(self) -> Iterator[tuple[str, str]]:
+        """Yield which headers become parameters: the trace's, and the call that the front names."""
+        traced = [TRACE] if self.spec.otlp_endpoint is not None else []
+        yield "http", "|".join(traced)
+        yield "grpc", "|".join([*traced, *([CALL] if self.ports.inner_grpc else [])])
 
     def _backend(self) -> dict[str, object]:
         return {

@@ -7,24 +7,24 @@ import asyncio
 import contextlib
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import grpc
 
 from shardyard.heartbeat import BEATS, PERIOD, Beat, write_beat
 from shardyard.log import Log
+from shardyard.triton.front.conversation import Rules
+from shardyard.triton.front.grpc_relay import GrpcRelay
 from shardyard.triton.front.http_relay import HttpRelay
 from shardyard.triton.front.process import FRONT, NAME
-from shardyard.triton.front.service import Front
-from shardyard.triton.front.tls import server_credentials
+from shardyard.triton.front.stopper import Stopper
+from shardyard.triton.front.tls import server_context
 
 #: Seconds that open calls get once the process is asked to end.
 _GRACE = 1.0
-
-_ENDLESS = -1
 
 
 def main() -> None:
@@ -45,18 +45,23 @@ def main() -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     try:
-        credentials = server_credentials(args.cert, args.key, args.client_ca) if args.cert else None
-        asyncio.run(_serve(args, credentials))
+        tls = server_context(args.cert, args.key, args.client_ca) if args.cert else None
+        asyncio.run(_serve(args, tls))
     except (OSError, RuntimeError) as error:  # The port is taken.
         sys.exit(f"{NAME} cannot serve: {error}")
 
 
-async def _serve(args: argparse.Namespace, credentials: Any) -> None:
+async def _serve(args: argparse.Namespace, tls: ssl.SSLContext | None) -> None:
     log, ended = Log.of_launch(FRONT), asyncio.Event()
     async with contextlib.AsyncExitStack() as stack:
-        front = await stack.enter_async_context(_grpc(args, credentials, log)) if args.listen_grpc else None
+        stop = None
+        if args.listen_grpc:
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(args.triton_grpc))
+            stop = Stopper(channel).stop
+            rules = Rules(args.max_request, stop, args.patience, log)
+            await stack.enter_async_context(_grpc(args, rules, tls))
         if args.listen_http:
-            await stack.enter_async_context(_http(args, front.stop if front else None))
+            await stack.enter_async_context(_http(args, stop))
         log.event("started", grpc=args.listen_grpc, http=args.listen_http)
         beating = asyncio.ensure_future(_beat())
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
@@ -66,37 +71,27 @@ async def _serve(args: argparse.Namespace, credentials: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _grpc(args: argparse.Namespace, credentials: Any, log: Log) -> AsyncIterator[Front]:
+async def _grpc(args: argparse.Namespace, rules: Rules, tls: ssl.SSLContext | None) -> AsyncIterator[None]:
     """Serve gRPC."""
-    options = [("grpc.max_receive_message_length", _ENDLESS), ("grpc.max_send_message_length", _ENDLESS)]
-    async with grpc.aio.insecure_channel(args.triton_grpc, options=options) as channel:
-        server = grpc.aio.server(
-            options=[
-                ("grpc.max_receive_message_length", args.max_request),
-                ("grpc.max_send_message_length", _ENDLESS),
-                ("grpc.so_reuseport", 0),
-            ]
-        )
-        front = Front(channel, args.patience, log)
-        server.add_generic_rpc_handlers((front,))
-        if credentials:
-            server.add_secure_port(args.listen_grpc, credentials)
-        else:
-            server.add_insecure_port(args.listen_grpc)
-        await server.start()
-        yield front
-        await server.stop(_GRACE)
+    relay = GrpcRelay(*_address(args.triton_grpc), rules)
+    server = await relay.serve(*_address(args.listen_grpc), tls)
+    yield
+    server.close()
+    await relay.end(_GRACE)
 
 
 @contextlib.asynccontextmanager
 async def _http(args: argparse.Namespace, stop: Callable[[str], object] | None) -> AsyncIterator[None]:
     """Serve HTTP."""
-    host, _, port = args.triton_http.rpartition(":")
-    address, _, own = args.listen_http.rpartition(":")
-    relay = HttpRelay(host, int(port), args.max_request, stop)
-    server = await asyncio.start_server(relay.serve, address, int(own))
+    relay = HttpRelay(*_address(args.triton_http), args.max_request, stop)
+    server = await asyncio.start_server(relay.serve, *_address(args.listen_http))
     yield
     server.close()
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
 
 
 async def _beat() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from types import TracebackType
-from typing import Self
 
 from shardyard.log import Log
 
@@ -21,43 +18,28 @@ _FIXED = {_FIXED64: 8, _FIXED32: 4}
 
 
 class CallRecord:
-    """One call, a with block long. ``outcome``: a status of gRPC's, or ``gone`` where the client did not wait."""
+    """One call. ``outcome``: a status of gRPC's, or ``gone`` where the client did not wait."""
 
     def __init__(self, log: Log, path: str, call: str) -> None:
         self._log, self._path, self._call = log, path, call
         self._began = time.monotonic()
         self._ids: list[str] = []
-        self._requests = self._answers = 0
-        self.outcome = "OK"
 
     def asked(self, request: bytes) -> None:
-        """Note a request."""
-        if self._log.on:
-            self._requests += 1
-            if len(self._ids) < MOST_IDS:
-                self._ids.append(request_id(request))
+        """Note a request, by its beginning."""
+        if len(self._ids) < MOST_IDS:
+            self._ids.append(request_id(request))
 
-    def answered(self) -> None:
-        """Note an answer that the client got."""
-        self._answers += 1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, raised: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Write the line."""
-        if isinstance(raised, asyncio.CancelledError):
-            self.outcome = "gone"
+    def ended(self, outcome: str, requests: int, answers: int) -> None:
+        """Write the line: how it ended, and how many messages there were."""
         self._log.event(
             "call",
             call=self._call,
             path=self._path,
             ids=self._ids,
-            requests=self._requests,
-            answers=self._answers,
-            outcome=self.outcome,
+            requests=requests,
+            answers=answers,
+            outcome=outcome,
             ms=round((time.monotonic() - self._began) * 1000, 3),
         )
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
-from typing import Any
-
-import grpc
 
 from shardyard.endpoint import GrpcTls
 from shardyard.errors import LaunchError
 from shardyard.tls_spec import TlsSpec
 
-__all__ = ["check_tls", "client_tls", "server_credentials"]
+__all__ = ["check_tls", "client_tls", "server_context"]
 
 
 def check_tls(tls: TlsSpec) -> None:
@@ -63,9 +60,12 @@ def client_tls(tls: TlsSpec) -> GrpcTls | None:
     return GrpcTls(ca, **own, name=tls.name or "")
 
 
-def server_credentials(cert: Path, key: Path, client_ca: Path | None) -> Any:
-    """Return what a gRPC server needs."""
-    pair = [(key.read_bytes(), cert.read_bytes())]
-    if client_ca is None:
-        return grpc.ssl_server_credentials(pair)
-    return grpc.ssl_server_credentials(pair, client_ca.read_bytes(), require_client_auth=True)
+def server_context(cert: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    """Return what a server of HTTP/2 needs."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key, password=_no_password)
+    context.set_alpn_protocols(["h2"])
+    if client_ca:
+        context.load_verify_locations(client_ca)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -11,9 +12,15 @@ import grpc
 import pytest
 from tritonclient.grpc import service_pb2
 
-from shardyard.triton.front.service import PATIENCE, Front
+from shardyard.log import Log
+from shardyard.triton.front.conversation import Rules
+from shardyard.triton.front.grpc_relay import GrpcRelay
+from shardyard.triton.front.stopper import Stopper
 
 SERVICE = "/inference.GRPCInferenceService/"
+
+#: Bytes of a request.
+MOST = 1 << 20
 
 #: What the fake says before its first answer.
 BEGIN = (("triton", "begins"), ("raw-bin", b"\0\1"))
@@ -24,12 +31,14 @@ Request = service_pb2.ModelInferRequest
 class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Answers by what a request's model name says; speaks and takes bytes.
 
-    ``requests``: every ModelInferRequest. ``ended``: streams and calls that were read to their end by whoever called;
+    ``requests``: every ModelInferRequest. ``calls``: request id → the call it came with.
+    ``ended``: streams and calls that were read to their end by whoever called;
     ``cancelled``: those that were not.
     """
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.calls: dict[str, str] = {}
         self.metadata: list[dict[str, Any]] = []
         self.ended: list[str] = []
         self.cancelled: list[str] = []
@@ -54,9 +63,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def call_of(self, id: str) -> str:
         """The name of the call that a request came with."""
-        (request,) = [each for each in self.requests if each.id == id]
-        name: str = request.parameters["shardyard_call"].string_param
-        return name
+        return self.calls[id]
 
     def wait(self, predicate: Any) -> None:
         """Wait until it is true of what has come so far."""
@@ -76,6 +83,7 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
     async def _infer(self, request: bytes, context: Any) -> bytes:
         asked = Request.FromString(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        self.calls[asked.id] = self.metadata[-1]["shardyard_call"]
         self._note(self.requests, asked)
         await context.send_initial_metadata(BEGIN)
         if asked.model_name == "broken":
@@ -91,13 +99,15 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
         return answer
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-        self.metadata.append(dict(context.invocation_metadata()))
+        metadata = dict(context.invocation_metadata())
+        self.metadata.append(metadata)
         await context.send_initial_metadata(BEGIN)
         last = ""
         try:
             async for request in requests:
                 asked = Request.FromString(request)
                 last = asked.id
+                self.calls[last] = metadata.get("shardyard_call", "")
                 self._note(self.requests, asked)
                 if asked.model_name == "broken":
                     yield _chunk(asked.id)
@@ -123,7 +133,8 @@ def _chunk(id: str) -> bytes:
 class Running:
     """A loop on a thread of its own with a fake Triton and a front before it."""
 
-    def __init__(self, max_request: int = -1, patience: float = PATIENCE) -> None:
+    def __init__(self, max_request: int = MOST, patience: float = 60.0, log: Log | None = None) -> None:
+        self._log = log or Log("front")
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
@@ -139,11 +150,18 @@ class Running:
         port = self._triton_server.add_insecure_port("127.0.0.1:0")
         await self._triton_server.start()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        self._server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_request)])
-        self._server.add_generic_rpc_handlers((Front(self._channel, patience),))
-        own = self._server.add_insecure_port("127.0.0.1:0")
-        await self._server.start()
+        rules = Rules(max_request, Stopper(self._channel).stop, patience, self._log)
+        self._relay = GrpcRelay("127.0.0.1", port, rules)
+        self._server = await self._relay.serve("127.0.0.1", 0)
+        own = self._server.sockets[0].getsockname()[1]
         return triton, f"127.0.0.1:{own}"
+
+    def connections(self) -> int:
+        """Return how many connections to the fake are left, once there are none or after a while."""
+        deadline = time.monotonic() + 10
+        while (left := len(self._relay.pairs)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return left
 
     def go_on(self) -> None:
         """Let slow answers go on."""
@@ -157,7 +175,8 @@ class Running:
         self.loop.close()
 
     async def _end(self) -> None:
-        await self._server.stop(None)
+        self._server.close()
+        await self._relay.end(0)
         await self._triton_server.stop(None)
         await self._channel.close()
         await asyncio.sleep(0.05)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
 
-import grpc
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
 from shardyard.log import Log
 from shardyard.triton.front.call_record import MOST_IDS, CallRecord, request_id
-from shardyard.triton.front.requests import name_tag
 
 
 def request(id: str, **more: Any) -> bytes:
@@ -28,7 +24,6 @@ def test_the_id_is_found_wherever_it_lies(id: str, raw: bytes, number: int) -> N
     parameters = {"a": service_pb2.InferParameter(int64_param=number)}
     whole = request(id, parameters=parameters, raw_input_contents=[raw])
     assert request_id(whole) == id
-    assert request_id(name_tag("call") + whole) == id
 
 
 @given(st.binary(max_size=60))
@@ -42,10 +37,10 @@ def logged(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_a_stream_of_many_requests(tmp_path: Path) -> None:
-    with CallRecord(Log("front", "json", tmp_path / "log"), "ModelStreamInfer", "name") as record:
-        for number in range(MOST_IDS + 3):
-            record.asked(request(str(number), raw_input_contents=[b"secret"]))
-        record.answered()
+    record = CallRecord(Log("front", "json", tmp_path / "log"), "ModelStreamInfer", "name")
+    for number in range(MOST_IDS + 3):
+        record.asked(request(str(number), raw_input_contents=[b"secret"]))
+    record.ended("OK", MOST_IDS + 3, 1)
     assert logged(tmp_path) == {
         "process": "front",
         "event": "call",
@@ -56,16 +51,3 @@ def test_a_stream_of_many_requests(tmp_path: Path) -> None:
         "answers": 1,
         "outcome": "OK",
     }
-
-
-@pytest.mark.parametrize(("raised", "outcome"), [(asyncio.CancelledError(), "gone"), (KeyError(), "UNAVAILABLE")])
-def test_how_it_ended(tmp_path: Path, raised: BaseException, outcome: str) -> None:
-    with pytest.raises(type(raised)), CallRecord(Log("front", "json", tmp_path / "log"), "ModelInfer", "x") as record:
-        record.outcome = grpc.StatusCode.UNAVAILABLE.name
-        raise raised
-    assert logged(tmp_path)["outcome"] == outcome
-
-
-def test_nothing_where_nothing_is_logged() -> None:
-    with CallRecord(Log("front"), "ModelInfer", "x") as record:
-        record.asked(b"\xff")
