@@ -19,13 +19,16 @@ from pathlib import Path
 
 from shardyard.report import REPORT_TO, send_report
 
-__all__ = ["BEATS", "DRAIN", "PERIOD", "Beat", "Heartbeat", "read_beat"]
+__all__ = ["BEATS", "DRAIN", "PERIOD", "UNREADY", "Beat", "Heartbeat", "read_beat"]
 
 #: In the environment of an endpoint's processes: the folder that takes the files.
 BEATS = "SHARDYARD_BEATS"
 
 #: In that folder once no new work is to be taken.
 DRAIN = "drain"
+
+#: In that folder while the endpoint is not ready.
+UNREADY = "unready"
 
 #: Seconds between two signs.
 PERIOD = 0.5

@@ -9,7 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.heartbeat import BEATS, DRAIN
+from shardyard.heartbeat import BEATS, DRAIN, UNREADY
 from shardyard.triton.guard import PIDS, RUN_VARIABLE, SHM, clean, end_run
 
 __all__ = ["RunFolder", "shm_prefix", "sweep"]
@@ -39,6 +39,7 @@ class RunFolder:
         path.mkdir(mode=0o700)
         for name in (PIDS, _TEMPORARY, _BEATS):
             (path / name).mkdir()
+        (path / _BEATS / UNREADY).touch()
         (SHM / f"{shm_prefix(token)}mpi").mkdir(mode=0o700)
         return cls(token, path, lock)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from shardyard.endpoint import Endpoint
+from shardyard.heartbeat import UNREADY
 from shardyard.triton.pulse import LONGEST_LOOK, TRITON, Pulse, Silence, TritonPulse
 from shardyard.triton.readiness import Readiness
 
@@ -22,20 +24,31 @@ class VitalSigns:
         self._pulse = Pulse(beats)
         self._triton = TritonPulse(endpoint, beats)
         self._readiness = readiness
+        self._unready = beats / UNREADY
         self._draining = False
+        self._unready.unlink(missing_ok=True)
 
     def look(self) -> Silence | None:
         """Set the endpoint's readiness; return the process that hangs, if one does."""
         silences = self._pulse.look()
         longest = silences[0] if silences else None
         if not self._draining:
-            self._readiness.set(longest is None or longest.seconds < LATE)
+            self._set(longest is None or longest.seconds < LATE)
         return _culprit(silences) if longest and longest.seconds >= self._hang_s else None
 
     def drain(self) -> None:
         """Make the endpoint not ready, for good."""
         self._draining = True
-        self._readiness.set(False)
+        self._set(ready=False)
+
+    def _set(self, ready: bool) -> None:
+        """Say so at ``/v2/health/ready`` and, by the mark, in the metrics."""
+        with contextlib.suppress(OSError):  # The run's folder is gone: the endpoint is ending.
+            if ready:
+                self._unready.unlink(missing_ok=True)
+            else:
+                self._unready.touch()
+        self._readiness.set(ready)
 
     def open_requests(self) -> int | None:
         """Return how many requests are not yet answered; None while new ones are still taken."""

@@ -11,6 +11,7 @@ import numpy as np
 from shardyard.heartbeat import Heartbeat
 from shardyard.log import Log
 from shardyard.model_repo.models.acknowledge import Acknowledger
+from shardyard.model_repo.models.ready_gauge import ReadyGauge
 from shardyard.model_repo.models.request_log import RequestLog
 from shardyard.model_repo.models.stream_spans import StreamSpans
 from shardyard.model_repo.models.text_state import TextState
@@ -32,6 +33,7 @@ class TritonPythonModel:
         tokenizer = Tokenizer.load(settings.path("tokenizer_dir"))
         self._streams = TextStreams(tokenizer, skip_special=settings.flag("skip_special_tokens"))
         self._acknowledger = Acknowledger()
+        self._ready = ReadyGauge(settings.name, settings.version)
         self._tracing = Tracing.start(settings.parameter("otlp_endpoint"), settings.name)
         self._spans = StreamSpans(self._tracing)
         self._log = RequestLog(Log.of_launch(settings.name))
@@ -43,6 +45,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Send what is left of traces."""
+        self._ready.stop()
         self._tracing.stop()
         self._log.log.event("unloaded")
 

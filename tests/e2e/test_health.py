@@ -63,9 +63,11 @@ def test_a_worker_that_is_stopped(served: Any) -> None:
     worker = served.find("shardyard.runtime.worker")
     worker.suspend()
     until(lambda: not ready(served), 2)
+    until(lambda: metric(served, "shardyard_ready") == 0, 3)
     assert call(served, "GET", "/v2/health/live")[0] == 200
     worker.resume()
     until(lambda: ready(served), 2)
+    until(lambda: metric(served, "shardyard_ready") == 1, 3)
     assert generate(served, 4)[0] == 200
     children = served.children()
     worker.suspend()
