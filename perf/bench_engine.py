@@ -19,11 +19,13 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from shardyard.console import Console
 from shardyard.errors import ToolchainError
+from shardyard.perf.bandwidth import read_bandwidth
 from shardyard.perf.engine_contenders import NEW_TOKENS, PROMPT_TOKENS, THREADS, Contender, Said, own_engine, peers
 from shardyard.perf.engine_limits import Limits, Need, measure_limits, network_need
 from shardyard.perf.program import exit_status
@@ -75,14 +77,21 @@ def _parser() -> argparse.ArgumentParser:
 def _bench(args: argparse.Namespace, console: Console) -> None:
     contenders = _contenders(args, console)
     console.say(f"{cpu_model()} ({' '.join(cpu_features())}), OpenVINO {package_version('openvino')}")
-    limits = measure_limits(max(THREADS.values()))
-    console.say(f"memory bandwidth, two threads reading: {limits.bandwidth / 1e9:.1f} GB/s")
+    threads = max(THREADS.values())
+    limits = measure_limits(threads)
     for (level, kind), rate in limits.peaks.items():
         console.say(f"products in registers, two threads, {level}, {kind}: {rate / 1e9:.0f} G/s")
     said: dict[str, list[Said]] = {contender.name + contender.weights: [] for contender in contenders}
+    bandwidths = [limits.bandwidth]
     for _ in range(args.rounds):
         for contender in contenders:
             said[contender.name + contender.weights].append(contender.start())
+        # A machine that others share does not read equally fast from one minute to the next.
+        bandwidths.append(read_bandwidth(threads))
+    limits = replace(limits, bandwidth=statistics.median(bandwidths))
+    spread = _spread(each / 1e9 for each in bandwidths)
+    rate = f"{limits.bandwidth / 1e9:.1f} GB/s ({spread})"
+    console.say(f"memory bandwidth, two threads reading, around each round: {rate}")
     needs = {each.weights: network_need(each.engine, each.ranks) for each in contenders if each.engine}
     runs = args.rounds * args.repeats
     title = f"{PROMPT_TOKENS}-token prompts, {NEW_TOKENS} new tokens; medians of {runs} runs, in turns"
