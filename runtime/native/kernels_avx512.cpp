@@ -22,6 +22,9 @@ namespace {
 
 // Tokens that one pass over a block takes: as many sums as registers hold besides the weight.
 constexpr std::size_t kPass = 8;
+// Blocks that are read at once with so many tokens: a core gets a tenth more from memory by four streams than by one, and
+// what is loaded of the activations serves all. Their sums must fit into registers.
+constexpr int together(int tokens) { return tokens <= 4 ? kTogether : 2; }
 // How far ahead of its use a weight is fetched, in bytes of each block, as measured: further where more is done with it.
 constexpr std::size_t ahead(int tokens, int blocks) { return blocks > 1 ? 1024 : tokens <= 2 ? 2048 : 8192; }
 
@@ -150,27 +153,36 @@ void bfloat16_blocks(const PackedMatrix& matrix, std::size_t block, const std::u
 template <typename Rows>
 using BlockFunction = void (*)(const PackedMatrix&, std::size_t, const Rows&, std::size_t, float*, std::size_t);
 
-// A block stays in the core's cache while the tokens go over it, `kPass` at a time. For a single token several blocks
-// are read at once: a core gets a tenth more from memory by four streams than by one.
 template <typename Rows>
-void each_block(const std::array<BlockFunction<Rows>, kPass>& functions, BlockFunction<Rows> together,
-                const PackedMatrix& matrix, const Rows& rows, std::size_t tokens, std::size_t first, std::size_t last,
-                float* y, std::size_t stride) {
+using Functions = std::array<BlockFunction<Rows>, kPass>;
+
+// Tokens that fit into one pass go over several blocks at once (`many`). Where there are more, a block stays in the core's
+// cache while they go over it, `kPass` at a time.
+template <typename Rows>
+void each_block(const Functions<Rows>& one, const Functions<Rows>& many, const PackedMatrix& matrix, const Rows& rows,
+                std::size_t tokens, std::size_t first, std::size_t last, float* y, std::size_t stride) {
     std::size_t block = first;
-    for (; tokens == 1 && block + kTogether <= last; block += kTogether, y += kTogether * kBlockRows) {
-        together(matrix, block, rows, 0, y, stride);
+    if (const std::size_t count = together(tokens); tokens <= kPass) {
+        for (; block + count <= last; block += count, y += count * kBlockRows) {
+            many[tokens - 1](matrix, block, rows, 0, y, stride);
+        }
     }
     for (; block < last; ++block, y += kBlockRows) {
         for (std::size_t token = 0; token < tokens; token += kPass) {
             const std::size_t count = std::min(kPass, tokens - token);
-            functions[count - 1](matrix, block, rows, token, y + token * stride, stride);
+            one[count - 1](matrix, block, rows, token, y + token * stride, stride);
         }
     }
 }
 
 template <int... T>
-constexpr std::array<BlockFunction<Int8Rows>, kPass> int8_functions(std::integer_sequence<int, T...>) {
+constexpr Functions<Int8Rows> int8_one(std::integer_sequence<int, T...>) {
     return {int8_blocks<T + 1, 1>...};
+}
+
+template <int... T>
+constexpr Functions<Int8Rows> int8_many(std::integer_sequence<int, T...>) {
+    return {int8_blocks<T + 1, together(T + 1)>...};
 }
 
 using Bytes = const std::uint8_t*;
@@ -182,21 +194,28 @@ void bfloat16_rows(const PackedMatrix& matrix, std::size_t block, const Bytes& x
 }
 
 template <int... T>
-constexpr std::array<BlockFunction<Bytes>, kPass> bfloat16_functions(std::integer_sequence<int, T...>) {
+constexpr Functions<Bytes> bfloat16_one(std::integer_sequence<int, T...>) {
     return {bfloat16_rows<T + 1, 1>...};
 }
 
+template <int... T>
+constexpr Functions<Bytes> bfloat16_many(std::integer_sequence<int, T...>) {
+    return {bfloat16_rows<T + 1, together(T + 1)>...};
+}
+
+constexpr auto kCounts = std::make_integer_sequence<int, kPass>();
+
 void int8_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std::size_t tokens, std::size_t first,
                    std::size_t last, float* y, std::size_t stride) {
-    static constexpr auto functions = int8_functions(std::make_integer_sequence<int, kPass>());
+    static constexpr auto one = int8_one(kCounts), many = int8_many(kCounts);
     const Int8Rows rows(const_cast<std::uint8_t*>(prepared), tokens, matrix.columns);
-    each_block(functions, int8_blocks<1, kTogether>, matrix, rows, tokens, first, last, y, stride);
+    each_block(one, many, matrix, rows, tokens, first, last, y, stride);
 }
 
 void bfloat16_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std::size_t tokens, std::size_t first,
                        std::size_t last, float* y, std::size_t stride) {
-    static constexpr auto functions = bfloat16_functions(std::make_integer_sequence<int, kPass>());
-    each_block(functions, bfloat16_rows<1, kTogether>, matrix, prepared, tokens, first, last, y, stride);
+    static constexpr auto one = bfloat16_one(kCounts), many = bfloat16_many(kCounts);
+    each_block(one, many, matrix, prepared, tokens, first, last, y, stride);
 }
 
 constexpr Kernel kInt8{int8_bytes, int8_prepare, int8_multiply};

@@ -13,7 +13,7 @@ namespace {
 // waiting for a few microseconds only, enough that taking costs nothing.
 constexpr std::size_t kPortion = 128 << 10;
 // With more tokens than these, tiles of 16 are full enough to pay.
-constexpr std::size_t kFewInt8 = 3, kFewBfloat16 = 4;
+constexpr std::size_t kFewInt8 = 8, kFewBfloat16 = 4;
 // With more than these a portion has this many blocks at least, since all activations are read for each.
 constexpr std::size_t kMany = 16, kManyBlocks = 8;
 constexpr std::size_t kTokenPortion = 16;
@@ -26,9 +26,9 @@ constexpr std::size_t kTasks = 8;
 std::size_t portion_blocks(const PackedMatrix& matrix, const PackedMatrix* gate, std::size_t tokens) {
     const std::size_t bytes = matrix.block_bytes() * (gate ? 2 : 1);
     const std::size_t blocks = std::max(tokens > kMany ? kManyBlocks : 1, kPortion / bytes);
-    // Where that leaves all threads with enough of them, for a single token as the kernels like it best.
+    // Where that leaves all threads with enough of them, for few tokens as the kernels like it best.
     const bool plenty = matrix.blocks() >= kPlenty * kTogether * tbb::this_task_arena::max_concurrency();
-    return tokens == 1 && plenty ? (blocks + kTogether - 1) / kTogether * kTogether : blocks;
+    return tokens <= kFewInt8 && plenty ? (blocks + kTogether - 1) / kTogether * kTogether : blocks;
 }
 
 const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
