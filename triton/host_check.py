@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from shardyard.content_hash import hash_file
 from shardyard.errors import LaunchError
 from shardyard.mpi import child_environment, own_session
 from shardyard.toolchain import package_version
+from shardyard.triton.clock import check_clocks
 from shardyard.triton.hosts import Placement
 from shardyard.triton.launcher import Launcher
 
@@ -29,12 +31,16 @@ _MARK = "shardyard-host "
 
 @dataclass(frozen=True)
 class HostFacts:
-    """One host: what is installed there, and the engine's files as ``name: bytes``. ``config`` is a hash, or empty."""
+    """One host: what is installed there, and the engine's files as ``name: bytes``. ``config`` is a hash, or empty.
+
+    ``clock``: seconds since 1970.
+    """
 
     name: str
     versions: dict[str, str]
     config: str
     files: dict[str, int]
+    clock: float = 0.0
 
     @classmethod
     def of_this(cls, name: str, engine: Path) -> HostFacts:
@@ -47,6 +53,7 @@ class HostFacts:
             versions,
             hash_file(config) if config.is_file() else "",
             {path.name: path.stat().st_size for path in engine.glob("rank*.engine")},
+            time.time(),
         )
 
 
@@ -83,6 +90,7 @@ def compare_hosts(placement: Placement, found: dict[str, HostFacts]) -> None:
     Raises:
         LaunchError: one has not.
     """
+    check_clocks({name: facts.clock for name, facts in found.items()})
     first = found[placement.hosts[0]]
     for rank, host in enumerate(placement.hosts):
         facts = found[host]

@@ -12,6 +12,7 @@ import psutil
 from shardyard.console import human_bytes
 from shardyard.errors import LaunchError
 from shardyard.runtime.engine_config import DRAFT, EngineConfig, check_machine, rank_engine, read_engine_config
+from shardyard.triton.clock import check_clock
 from shardyard.triton.guard import SHM
 from shardyard.triton.world import World
 
@@ -32,11 +33,12 @@ def preflight(world: World) -> None:
     Raises:
         ArtifactError: the engine's configuration is broken.
         ToolchainError: the engine was built for another machine or OpenVINO.
-        LaunchError: too little memory, shared memory or open files.
+        LaunchError: too little memory, shared memory or open files; a clock that is wrong.
     """
     _check_open_files()
     _check_shared_memory(world)
     if world.engine:
+        check_clock(world.engine)
         config = read_engine_config(world.engine)
         check_machine(config, world.engine)
         _check_memory(world.engine, config)

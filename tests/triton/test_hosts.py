@@ -81,3 +81,9 @@ def test_a_host_that_differs(changed: dict[str, object], hint: str) -> None:
     with pytest.raises(LaunchError, match=r"^b ") as caught:
         compare_hosts(Placement(("a", "b")), {"a": FACTS, "b": other})
     assert hint in caught.value.why
+
+
+def test_a_host_whose_clock_differs() -> None:
+    other = dataclasses.replace(FACTS, name="b", clock=FACTS.clock + 1000)
+    with pytest.raises(LaunchError, match="the clocks of a and b differ by 1000 s"):
+        compare_hosts(Placement(("a", "b")), {"a": FACTS, "b": other})

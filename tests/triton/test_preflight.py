@@ -115,3 +115,11 @@ def test_the_soft_limit_of_open_files_is_raised(engine: Make, monkeypatch: pytes
     monkeypatch.setattr(resource, "setrlimit", lambda kind, limits: asked.append(limits))
     preflight(engine())
     assert asked == [(4096, 4096)]
+
+
+def test_a_clock_that_is_behind(engine: Make) -> None:
+    world = engine()
+    assert world.engine
+    os.utime(world.engine / "rank0.engine", (1e10, 1e10))
+    with pytest.raises(LaunchError, match="clock is wrong"):
+        preflight(world)
