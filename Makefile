@@ -63,7 +63,7 @@ bench-convert: $(STAMP)  ## speed and memory of convert, beside a plain cp of th
 	$(BIN)/python -m shardyard.perf.bench_convert $(BENCH_ARGS)
 
 MINUTES ?= 3
-soak: $(STAMP)   ## load PIPELINE beyond its capacity for MINUTES, with cancels, disconnects and wrong requests
+soak: $(STAMP) examples/checkpoints/tiny-llama/config.json  ## load PIPELINE beyond its capacity for MINUTES, with cancels, disconnects and wrong requests
 	$(BIN)/python -m shardyard.perf.soak $(PIPELINE) --minutes $(MINUTES)
 
 bench-overhead: $(STAMP)  ## what serving adds to the engine alone: TTFT, time per token, tokens/s

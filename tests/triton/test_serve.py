@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import http.client
 import json
 import os
@@ -163,6 +164,34 @@ def test_a_start_that_takes_too_long(start: Start, nothing_left: Check, monkeypa
     assert "last lines of rank 1:" in caught.value.why
     assert "told to hang" in caught.value.why
     nothing_left(psutil.Process().children(), runs[0].token)
+
+
+def test_while_models_load_it_is_neither_ready_nor_live(start: Start) -> None:
+    """Whoever asks gets an answer: from the front, as Triton gives none before all is loaded."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    said: list[tuple[str, int]] = []
+
+    def ask() -> None:
+        while len(said) < 8:
+            for kind in ("live", "ready"):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                with contextlib.suppress(OSError):
+                    connection.request("GET", f"/v2/health/{kind}")
+                    said.append((kind, connection.getresponse().status))
+                connection.close()
+            time.sleep(0.05)
+        for process in psutil.Process().children(recursive=True):
+            if "worker.py" in " ".join(process.cmdline()) and process.name().startswith("python"):
+                process.kill()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    with pytest.raises(LaunchError, match="before the endpoint was ready"):
+        start(2, "hang", "0", http_port=port)
+    asking.join(20)
+    assert set(said) == {("live", 503), ("ready", 503)}
 
 
 def test_an_endpoint_that_answers_with_an_error_is_not_ready(start: Start) -> None:
