@@ -77,9 +77,11 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
             tempfile.TemporaryDirectory() as logs,
             launch(pipeline, args.work / "model_repo", Path(logs), Console(quiet=True)) as server,
         ):
-            measure("tensorrt_llm", token_model_way(server.endpoint, tokenizer))
+            with token_model_way(server.endpoint, tokenizer) as ask:
+                measure("tensorrt_llm", ask)
             for model in ("ensemble", "tensorrt_llm_bls"):
-                measure(model, model_way(server.endpoint, model))
+                with model_way(server.endpoint, model) as ask:
+                    measure(model, ask)
     console.say(f"{cpu_model()} ({' '.join(cpu_features())}), {args.shape} int8, tp=1")
     columns = ("streams", "way", "TTFT ms", "adds ms", "ms per token", "adds ms", "tokens/s", "of the engine's")
     title = f"{args.prompt_tokens}-token prompts, {args.tokens} new tokens, medians of {args.rounds} rounds"

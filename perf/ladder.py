@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import queue
 import statistics
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-import grpc
 from tokenizers import Tokenizer
 from tritonclient.grpc.service_pb2 import ModelInferRequest
-from tritonclient.grpc.service_pb2_grpc import GRPCInferenceServiceStub
 
 from shardyard.endpoint import Endpoint
 from shardyard.errors import MeasurementError
+from shardyard.perf.lean_client import LeanClient
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output, Request
 from shardyard.triton.request import GenerateRequest
 
 __all__ = ["Ask", "Rung", "climb", "executor_way", "model_way", "token_model_way"]
 
-#: Asks for an answer of so many tokens and yields once for each chunk that comes.
-Ask = Callable[[str, int], Iterator[object]]
+#: Asks for an answer of so many tokens and returns the moment of each chunk, noted by whoever gets it first: to wake up
+#: another thread for each would cost more than what is measured.
+Ask = Callable[[str, int], Sequence[float]]
 
 TIMEOUT_S = 300.0
 
@@ -60,7 +60,7 @@ def climb(ask: Ask, prompts: Sequence[str], streams: int, tokens: int) -> Rung:
                 if prompt is None:
                     break
                 sent = time.perf_counter()
-                times = [time.perf_counter() for _ in ask(prompt, tokens)]
+                times = ask(prompt, tokens)
                 answers.append((times[0] - sent, times[-1] - times[0], times[-1]))
         except Exception as error:
             errors.append(error)
@@ -83,36 +83,43 @@ def climb(ask: Ask, prompts: Sequence[str], streams: int, tokens: int) -> Rung:
 def executor_way(executor: Executor, tokenizer: Tokenizer) -> Ask:
     """Return the way through nothing: the engine's own loop, in this process."""
 
-    def ask(text: str, tokens: int) -> Iterator[object]:
-        outputs: queue.SimpleQueue[Output] = queue.SimpleQueue()
-        executor.submit(Request(tokenizer.encode(text).ids, tokens), outputs.put)
-        while True:
-            output = outputs.get(timeout=TIMEOUT_S)
-            if output.error:
-                raise MeasurementError("the engine failed", why=output.error)
-            yield from output.tokens
+    def ask(text: str, tokens: int) -> Sequence[float]:
+        times, ended, errors = list[float](), threading.Event(), list[str]()
+
+        def take(output: Output) -> None:
+            times.extend([time.perf_counter()] * len(output.tokens))
             if output.finished:
-                return
+                errors.extend([output.error] if output.error else [])
+                ended.set()
+
+        executor.submit(Request(tokenizer.encode(text).ids, tokens), take)
+        if not ended.wait(TIMEOUT_S) or errors:
+            raise MeasurementError("the engine failed", why=errors[0] if errors else "no end in sight")
+        return times
 
     return ask
 
 
-def model_way(endpoint: Endpoint, model: str) -> Ask:
-    """Return the way through a model of text, over gRPC."""
+@contextmanager
+def model_way(endpoint: Endpoint, model: str) -> Iterator[Ask]:
+    """Yield the way through a model of text, over gRPC."""
 
-    def messages(text: str, tokens: int) -> ModelInferRequest:
-        return GenerateRequest(text, tokens, end_id=-1).message(model)
+    def message(text: str, tokens: int) -> ModelInferRequest:
+        request = GenerateRequest(text, tokens, end_id=-1).message(model)
+        request.parameters.clear()  # No empty response at the end: the stream's own end is enough.
+        return request
 
-    return _way(endpoint, messages)
+    with closing(LeanClient(endpoint, TIMEOUT_S)) as client:
+        yield lambda text, tokens: client.times(message(text, tokens))
 
 
-def token_model_way(endpoint: Endpoint, tokenizer: Tokenizer) -> Ask:
-    """Return the way through ``tensorrt_llm`` alone, over gRPC."""
+@contextmanager
+def token_model_way(endpoint: Endpoint, tokenizer: Tokenizer) -> Iterator[Ask]:
+    """Yield the way through ``tensorrt_llm`` alone, over gRPC."""
 
     def message(text: str, tokens: int) -> ModelInferRequest:
         ids = tokenizer.encode(text).ids
         request = ModelInferRequest(model_name="tensorrt_llm")
-        request.parameters["triton_enable_empty_final_response"].bool_param = True
         for name, values in {"input_ids": ids, "input_lengths": [len(ids)], "request_output_len": [tokens]}.items():
             request.inputs.add(name=name, datatype="INT32", shape=[1, len(values)])
             request.raw_input_contents.append(struct.pack(f"<{len(values)}i", *values))
@@ -120,17 +127,5 @@ def token_model_way(endpoint: Endpoint, tokenizer: Tokenizer) -> Ask:
         request.raw_input_contents.append(b"\x01")
         return request
 
-    return _way(endpoint, message)
-
-
-def _way(endpoint: Endpoint, message: Callable[[str, int], ModelInferRequest]) -> Ask:
-    stub = GRPCInferenceServiceStub(grpc.insecure_channel(endpoint.grpc_address))
-
-    def ask(text: str, tokens: int) -> Iterator[object]:
-        for response in stub.ModelStreamInfer(iter([message(text, tokens)]), timeout=TIMEOUT_S):
-            if response.error_message:
-                raise MeasurementError("the endpoint refused a request", why=response.error_message)
-            if response.infer_response.outputs:
-                yield response
-
-    return ask
+    with closing(LeanClient(endpoint, TIMEOUT_S)) as client:
+        yield lambda text, tokens: client.times(message(text, tokens))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,12 +11,12 @@ from shardyard.perf.bench_overhead import WAYS, overhead_rows
 from shardyard.perf.ladder import Rung, climb
 
 
-def paced(text: str, tokens: int) -> Iterator[object]:
-    time.sleep(0.05)
-    yield text
-    for _ in range(tokens - 1):
-        time.sleep(0.01)
-        yield text
+def paced(text: str, tokens: int) -> list[float]:
+    times = []
+    for number in range(tokens):
+        time.sleep(0.01 if number else 0.05)
+        times.append(time.perf_counter())
+    return times
 
 
 def test_a_rung_is_what_was_paced() -> None:
@@ -28,8 +27,7 @@ def test_a_rung_is_what_was_paced() -> None:
 
 
 def test_a_failed_request_fails_the_measurement() -> None:
-    def broken(text: str, tokens: int) -> Iterator[object]:
-        yield text
+    def broken(text: str, tokens: int) -> list[float]:
         raise RuntimeError("no more")
 
     with pytest.raises(MeasurementError) as caught:
