@@ -214,6 +214,19 @@ def test_bad_requests_are_refused_within_a_second(served: Any, text: str, body: 
     assert others == [text]
 
 
+@pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls"])
+def test_the_tokenizer_is_read_once(served: Any, text: str, model: str) -> None:
+    """At the start: its files are gone, and nobody misses them."""
+    folder = served.folder / "work" / "e2e" / "model_repo" / "preprocessing" / "1" / "tokenizer"
+    away = folder.rename(folder.with_name("away"))
+    try:
+        answer = curl(f"http://{served.http}/v2/models/{model}/generate_stream", ask(stream=True, stop_words=["@@"]))
+    finally:
+        away.rename(folder)
+    events = [json.loads(line.removeprefix("data: ")) for line in answer.splitlines() if line.startswith("data: ")]
+    assert "".join(event["text_output"] for event in events) == text
+
+
 def test_a_client_that_goes_away_frees_its_sequence(served: Any) -> None:
     url = f"http://{served.http}/v2/models/ensemble/generate_stream"
     asked = {"text_input": PROMPT, "max_tokens": 1000, "end_id": -1, "stream": True}
