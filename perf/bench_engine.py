@@ -90,8 +90,8 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
         bandwidths.append(read_bandwidth(threads))
     limits = replace(limits, bandwidth=statistics.median(bandwidths))
     spread = _spread(each / 1e9 for each in bandwidths)
-    rate = f"{limits.bandwidth / 1e9:.1f} GB/s ({spread})"
-    console.say(f"memory bandwidth, two threads reading, around each round: {rate}")
+    bandwidth = f"{limits.bandwidth / 1e9:.1f} GB/s ({spread})"
+    console.say(f"memory bandwidth, two threads reading, around each round: {bandwidth}")
     needs = {each.weights: network_need(each.engine, each.ranks) for each in contenders if each.engine}
     runs = args.rounds * args.repeats
     title = f"{PROMPT_TOKENS}-token prompts, {NEW_TOKENS} new tokens; medians of {runs} runs, in turns"

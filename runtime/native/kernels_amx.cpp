@@ -29,9 +29,10 @@ constexpr std::size_t kFar = 16384, kNear = 2048;
 using Results = float[kTileTokens][kBlockRows];
 using Counts = std::int32_t[kTileTokens][kBlockRows];
 
+template <bool Far>
 inline void fetch(const std::uint8_t* tile) {
     for (std::size_t line = 0; line < kTileBytes; line += 64) {
-        _mm_prefetch(tile + kFar + line, _MM_HINT_T1);
+        if (Far) _mm_prefetch(tile + kFar + line, _MM_HINT_T1);
         _mm_prefetch(tile + kNear + line, _MM_HINT_T0);
     }
 }
@@ -87,7 +88,9 @@ inline void add_group(const Counts& counts, const float* scales, __m512 (&total)
     }
 }
 
-// One block and 16 tokens. A tile's results are added two steps after it was multiplied, so that nothing waits for it.
+// One block and 16 tokens, the `First` that meet it. A tile's results are added two steps after it was multiplied, so that
+// nothing waits for it.
+template <bool First>
 void int8_block(const PackedMatrix& matrix, std::size_t block, const Int8Panel& x, std::size_t tokens, float* y,
                 std::size_t stride) {
     alignas(64) Counts counts[4];
@@ -98,8 +101,8 @@ void int8_block(const PackedMatrix& matrix, std::size_t block, const Int8Panel& 
     std::size_t group = 0;
     for (; group + 2 <= groups; group += 2) {
         const std::size_t at = group * kTileBytes, half = group & 2;
-        fetch(weight + at);
-        fetch(weight + at + kTileBytes);
+        fetch<First>(weight + at);
+        fetch<First>(weight + at + kTileBytes);
         _tile_zero(0);
         _tile_loadd(4, x.tiles + at, 64);
         _tile_loadd(6, weight + at, 64);
@@ -146,7 +149,8 @@ void int8_multiply(const PackedMatrix& matrix, const std::uint8_t* prepared, std
             float* at = y + (block - first) * kBlockRows;
             for (std::size_t token = begin; token < end; token += kTileTokens) {
                 const Int8Panel panel(prepared, token / kTileTokens, matrix.columns);
-                int8_block(matrix, block, panel, std::min(kTileTokens, end - token), at + token * stride, stride);
+                const auto work = token ? int8_block<false> : int8_block<true>;
+                work(matrix, block, panel, std::min(kTileTokens, end - token), at + token * stride, stride);
             }
         }
     }
@@ -159,8 +163,8 @@ void bfloat16_stream(const PackedMatrix& matrix, std::size_t block, const std::u
     _tile_zero(0);
     _tile_zero(1);
     for (std::size_t at = 0; at < matrix.block_bytes(); at += 2 * kTileBytes) {
-        fetch(weight + at);
-        fetch(weight + at + kTileBytes);
+        fetch<true>(weight + at);
+        fetch<true>(weight + at + kTileBytes);
         _tile_loadd(4, x + at, 64);
         _tile_loadd(6, weight + at, 64);
         _tile_dpbf16ps(0, 4, 6);
