@@ -1,4 +1,4 @@
-"""Names of request parameters that are not a model's inputs: they come from the gRPC front or from headers."""
+"""Names of request parameters that are not a model's inputs: they come from the front or from headers."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
 class Client:
-    """A response sender that threads may share. ``call``: the call that the request came with, by the gRPC front.
+    """A response sender that threads may share. ``call``: the call that the request came with, by the front.
 
     ``ended_call``: the one whose client the front says is gone. ``trace``: where the client is in a trace.
     ``request_id``: as the client named the request, perhaps as nothing.

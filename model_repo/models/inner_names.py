@@ -33,7 +33,7 @@ class InnerNames:
 def named_by_call(asked: Asked) -> InnerNames:
     """Return names for our own engine: the request keeps its id through all models, whoever else has the same.
 
-    What ends is the call that it came with; without one (HTTP) it gets a call of its own.
+    What ends is the call that it came with; without one (no front) it gets a call of its own.
     """
     call = asked.call or uuid.uuid4().hex
     return InnerNames(asked.request_id, _given({CALL: call, TRACE: asked.trace}), "", {ENDED: call})
