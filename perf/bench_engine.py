@@ -2,7 +2,7 @@
 
 A checkpoint of Llama's architecture in the shape of Qwen2.5-0.5B (494 M parameters, tied embedding, random weights) is
 made on the spot and goes through convert and build, with int8 and with bfloat16 weights. Then this engine (tp=1 on two
-threads, tp=2 on one each, and tp=1 with OpenVINO's own products) and the peers that are installed run in turns, and a
+threads, tp=2 and pp=2 on one each, tp=1 with OpenVINO's products) and the peers that are installed run in turns, and a
 table gives the medians beside what the machine allows: memory bandwidth, and products per second in registers.
 ``--shape moe`` is a mixture of experts instead (Qwen3-MoE's architecture, 64 experts of which a token goes to 8), of
 which a step reads the experts that are chosen; no peer runs it.
@@ -26,7 +26,16 @@ from pathlib import Path
 from shardyard.console import Console
 from shardyard.errors import ToolchainError
 from shardyard.perf.bandwidth import read_bandwidth
-from shardyard.perf.engine_contenders import NEW_TOKENS, PROMPT_TOKENS, THREADS, Contender, Said, own_engine, peers
+from shardyard.perf.engine_contenders import (
+    GRIDS,
+    NEW_TOKENS,
+    PROMPT_TOKENS,
+    THREADS,
+    Contender,
+    Said,
+    own_engine,
+    peers,
+)
 from shardyard.perf.engine_limits import Limits, Need, measure_limits, network_need
 from shardyard.perf.program import exit_status
 from shardyard.toolchain import cpu_features, cpu_model, package_version
@@ -67,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batches", default="1,8,16,64", help="batch sizes")
     parser.add_argument("--rounds", type=int, default=5, help="each engine is started so many times")
     parser.add_argument("--repeats", type=int, default=1, help="measured runs per start and batch size")
-    parser.add_argument("--tp", type=int, choices=THREADS, nargs="*", default=list(THREADS), help="degrees to run")
+    parser.add_argument("--grids", choices=GRIDS, nargs="*", default=list(GRIDS), help="what to run of tp1, tp2, pp2")
     parser.add_argument("--weights", choices=("int8", "bfloat16"), nargs="*", default=["int8", "bfloat16"])
     parser.add_argument("--peers", type=Path, default=Path(sys.executable), metavar="PYTHON", help="has the peers")
     parser.add_argument("--genai", type=Path, metavar="DIR", help="the checkpoint as OpenVINO GenAI takes it")
@@ -77,8 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 def _bench(args: argparse.Namespace, console: Console) -> None:
     contenders = _contenders(args, console)
     console.say(f"{cpu_model()} ({' '.join(cpu_features())}), OpenVINO {package_version('openvino')}")
-    threads = max(THREADS.values())
-    limits = measure_limits(threads)
+    limits = measure_limits(THREADS)
     for (level, kind), rate in limits.peaks.items():
         console.say(f"products in registers, two threads, {level}, {kind}: {rate / 1e9:.0f} G/s")
     said: dict[str, list[Said]] = {contender.name + contender.weights: [] for contender in contenders}
@@ -87,7 +95,7 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
         for contender in contenders:
             said[contender.name + contender.weights].append(contender.start())
         # A machine that others share does not read equally fast from one minute to the next.
-        bandwidths.append(read_bandwidth(threads))
+        bandwidths.append(read_bandwidth(THREADS))
     limits = replace(limits, bandwidth=statistics.median(bandwidths))
     spread = _spread(each / 1e9 for each in bandwidths)
     bandwidth = f"{limits.bandwidth / 1e9:.1f} GB/s ({spread})"
@@ -113,9 +121,9 @@ def _contenders(args: argparse.Namespace, console: Console) -> list[Contender]:
     options += ["--prompt-tokens", str(PROMPT_TOKENS), "--new-tokens", str(NEW_TOKENS)]
     found = []
     for weights in args.weights:
-        for tp, matmul in [(tp, "auto") for tp in args.tp] + [(1, "plugin")]:
+        for grid, matmul in [(grid, "auto") for grid in args.grids] + [("tp1", "plugin")]:
             work = args.work / args.shape
-            found.append(own_engine(checkpoint, work, weights, matmul, tp, options, max(batches), console))
+            found.append(own_engine(checkpoint, work, weights, matmul, grid, options, max(batches), console))
     if args.shape in FAMILIES:
         return found
     others = peers(args.peers, checkpoint, args.work / args.shape, args.genai, batches, args.repeats)

@@ -17,15 +17,40 @@ from shardyard.perf.engine_run import Run
 from shardyard.perf.peers.gguf import Kind, write_gguf
 from shardyard.spec import Pipeline
 
-__all__ = ["NEW_TOKENS", "PROMPT_TOKENS", "THREADS", "Contender", "Said", "own_engine", "peers"]
+__all__ = ["GRIDS", "NEW_TOKENS", "PROMPT_TOKENS", "THREADS", "Contender", "Grid", "Said", "own_engine", "peers"]
 
 PROMPT_TOKENS, NEW_TOKENS = 128, 32
-#: Threads per rank of each tensor-parallel degree: two cores in all.
-THREADS = {1: 2, 2: 1}
+#: Cores that every engine gets.
+THREADS = 2
 TIMEOUT_S = 900
 _QUANTIZATION = {"int8": "w8a16", "bfloat16": "none"}
 _GGUF: dict[str, Kind] = {"int8": "q8_0", "bfloat16": "bf16"}
 _PEERS = Path(__file__).parent / "peers"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Degrees of parallelism; each rank has its share of the cores."""
+
+    tp: int = 1
+    pp: int = 1
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the world."""
+        return self.tp * self.pp
+
+    @property
+    def threads(self) -> int:
+        """Threads of a rank."""
+        return THREADS // self.ranks
+
+    def __str__(self) -> str:
+        return f"pp={self.pp} × {self.threads}" if self.pp > 1 else f"tp={self.tp} × {self.threads}"
+
+
+#: By their folders' names.
+GRIDS = {"tp1": Grid(), "tp2": Grid(tp=2), "pp2": Grid(pp=2)}
 
 
 @dataclass(frozen=True)
@@ -53,37 +78,38 @@ def own_engine(
     work: Path,
     weights: str,
     matmul: str,
-    tp: int,
+    grid: str,
     options: Sequence[str],
     batch: int,
     console: Console,
 ) -> Contender:
-    """Build what is not there yet; return this engine at ``tp``. ``options`` are those of ``engine_run``."""
-    pipeline = _pipeline(checkpoint, weights, matmul, tp, batch)
-    convert(pipeline, work / f"tp{tp}" / "checkpoint", console)
-    folder = work / f"tp{tp}" / f"engine-{weights}-{matmul}"
-    build(pipeline, work / f"tp{tp}" / "checkpoint", folder, console)
+    """Build what is not there yet; return this engine on a grid. ``options`` are those of ``engine_run``."""
+    degrees = GRIDS[grid]
+    pipeline = _pipeline(checkpoint, weights, matmul, degrees, batch)
+    convert(pipeline, work / grid / "checkpoint", console)
+    folder = work / grid / f"engine-{weights}-{matmul}"
+    build(pipeline, work / grid / "checkpoint", folder, console)
 
     def start() -> Said:
         program = ["--engine", str(folder.resolve()), *options]
-        return _said(run_world(tp, "shardyard.perf.engine_run", program, timeout=TIMEOUT_S))
+        return _said(run_world(degrees.ranks, "shardyard.perf.engine_run", program, timeout=TIMEOUT_S))
 
     whose = "" if matmul == "auto" else f" ({matmul})"
-    return Contender(f"shardyard tp={tp} × {THREADS[tp]}{whose}", weights, start, folder, tp)
+    return Contender(f"shardyard {degrees}{whose}", weights, start, folder, degrees.ranks)
 
 
-def _pipeline(checkpoint: Path, weights: str, matmul: str, tp: int, batch: int) -> Pipeline:
+def _pipeline(checkpoint: Path, weights: str, matmul: str, grid: Grid, batch: int) -> Pipeline:
     return Pipeline.model_validate(
         {
             "name": "bench-engine",
             "model": {"checkpoint": str(checkpoint)},
-            "parallel": {"tp": tp},
+            "parallel": {"tp": grid.tp, "pp": grid.pp},
             "quantization": _QUANTIZATION[weights],
             "engine": {
                 "max_batch_size": batch,
                 "max_seq_len": 512,
                 "max_num_tokens": 256,
-                "threads": THREADS[tp],
+                "threads": grid.threads,
                 "matmul": matmul,
             },
         }
@@ -94,7 +120,7 @@ def peers(
     python: Path, checkpoint: Path, work: Path, genai: Path | None, batches: Sequence[int], repeats: int
 ) -> list[Contender]:
     """Return the peers that ``python`` can import: llama.cpp, and OpenVINO GenAI if its model ``genai`` is given."""
-    numbers = [str(n) for n in (max(THREADS.values()), PROMPT_TOKENS, NEW_TOKENS, repeats, *batches)]
+    numbers = [str(n) for n in (THREADS, PROMPT_TOKENS, NEW_TOKENS, repeats, *batches)]
 
     def program(name: str, model: Path) -> Callable[[], Said]:
         return lambda: _said(_output([str(python), str(_PEERS / f"{name}.py"), str(model), *numbers]))

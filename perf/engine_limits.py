@@ -95,7 +95,7 @@ def network_need(engine: Path, ranks: int) -> Need:
     for rank in range(ranks):
         spec, arrays = open_engine(engine / f"rank{rank}.engine")
         for name, array in arrays.items():
-            if name == EMBEDDING and not spec.tied:
+            if name == EMBEDDING and not (spec.tied and spec.last):
                 continue
             of_experts = _of_experts(array)
             read[of_experts] += array.nbytes
