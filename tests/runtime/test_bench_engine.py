@@ -29,12 +29,12 @@ def test_it_prints_rates_beside_the_limits(
     options = ["--shape", "tiny", "--batches", "1,3", "--rounds", "1", "--weights", "int8"]
     assert main([*options, "--peers", "/bin/false"]) == 0
     out = capfd.readouterr().out
-    assert re.search(r"memory bandwidth, two threads reading: \d+\.\d GB/s", out)
-    rows = re.findall(r"^int8\tshardyard (tp=\d × \d[ ()a-z]*)\t(\d)\t([\d.]+)\t.*\t\d+%\t", out, re.MULTILINE)
-    engines = ["tp=1 × 2", "tp=2 × 1", "tp=1 × 2 (plugin)"]
+    assert re.search(r"memory bandwidth, two threads reading, around each round: \d+\.\d GB/s \(\d+–\d+\)", out)
+    rows = re.findall(r"^int8\tshardyard ([tp]p=\d × \d[ ()a-z]*)\t(\d)\t([\d.]+)\t.*\t\d+%\t", out, re.MULTILINE)
+    engines = ["tp=1 × 2", "tp=2 × 1", "pp=2 × 1", "tp=1 × 2 (plugin)"]
     assert [row[:2] for row in rows] == [(engine, batch) for engine in engines for batch in "13"]
     assert all(float(row[2]) > 10 for row in rows)
-    assert len(re.findall(r"^int8\tshardyard tp=.*\t[\d.]+\t\d+\t\d+$", out, re.MULTILINE)) == 3
+    assert len(re.findall(r"^int8\tshardyard [tp]p=.*\t[\d.]+\t\d+\t\d+$", out, re.MULTILINE)) == 4
 
 
 def test_gguf_holds_the_same_numbers(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
