@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +13,24 @@ from shardyard.builder.targets.containers import RUNNERS
 from shardyard.builder.targets.gpu_request import GpuRequest
 from shardyard.console import Console
 from shardyard.errors import ToolchainError
+from shardyard.gpus import GpuHere, ask_tool, read_gpus
 from shardyard.mpi import child_environment
+from shardyard.toolchains import ToolChain
 
-__all__ = ["Programs", "check_machine", "find_programs"]
+__all__ = [
+    "Programs",
+    "check_architecture",
+    "check_driver",
+    "check_machine",
+    "check_versions",
+    "check_world",
+    "find_programs",
+    "programs_beside",
+]
 
-_QUERY = ("nvidia-smi", "--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader")
 _VERSIONS = "from importlib.metadata import version as v; print(v('tensorrt_llm'), v('tensorrt'))"
 _WORLD = "from mpi4py import MPI; print(MPI.COMM_WORLD.Get_size())"
 _ON_THE_MACHINE = "run this on the machine that the pipeline file names, or look with --print"
-#: Seconds that a question to a tool may take; the first import on a cold disk is slow.
-_PATIENCE = 120.0
 
 
 @dataclass(frozen=True)
@@ -40,34 +47,49 @@ def check_machine(request: GpuRequest, console: Console) -> dict[str, str]:
     Raises:
         ToolchainError: there is no GPU, too few, another architecture, or a driver that is too old.
     """
-    lines = _ask(_QUERY, "no GPU was found", _ON_THE_MACHINE).splitlines()
-    gpus = [[cell.strip() for cell in line.split(",")] for line in lines if line.count(",") == 2]
-    wanted, machine, chain = request.ranks, request.machine, request.toolchain
+    gpus, wanted, machine = read_gpus(_ON_THE_MACHINE), request.ranks, request.machine
     if len(gpus) < wanted:
         raise ToolchainError(
             f"{wanted} ranks need {wanted} GPUs; there are {len(gpus)} here",
             why="each rank is built on a GPU of its own",
             fix=_ON_THE_MACHINE,
         )
-    for name, capability, _ in gpus[:wanted]:
-        if capability.replace(".", "") != str(machine.gpu.sm):
+    fix = f"{_ON_THE_MACHINE}, or set engine.gpu to what is here"
+    check_architecture(gpus[:wanted], machine.gpu.sm, machine.gpu.name, fix)
+    check_driver(gpus[0], request.toolchain, console)
+    return {"gpu": gpus[0].name, "driver": gpus[0].driver}
+
+
+def check_architecture(gpus: Sequence[GpuHere], sm: int, name: str, fix: str) -> None:
+    """Check that these GPUs are of the architecture ``sm``, as a ``name`` is.
+
+    Raises:
+        ToolchainError: one is of another.
+    """
+    for gpu in gpus:
+        if gpu.sm not in (sm, None):
             raise ToolchainError(
-                f"the GPU here is a {name} (SM {capability.replace('.', '')}), not a {machine.gpu.name}",
-                why=f"an engine for SM {machine.gpu.sm} can be built and run on SM {machine.gpu.sm} alone",
-                fix=f"{_ON_THE_MACHINE}, or set engine.gpu to what is here",
+                f"the GPU here is a {gpu.name} (SM {gpu.sm}), not a {name}",
+                why=f"an engine for SM {sm} can be built and run on SM {sm} alone",
+                fix=fix,
             )
-    driver = gpus[0][2]
-    major = int(driver.partition(".")[0]) if driver.partition(".")[0].isdigit() else 0
-    if major < chain.least_driver:
+
+
+def check_driver(gpu: GpuHere, chain: ToolChain, console: Console) -> None:
+    """Check that a GPU's driver runs the tool chain's CUDA; warn where that holds for some GPUs alone.
+
+    Raises:
+        ToolchainError: it is too old.
+    """
+    if gpu.driver_major < chain.least_driver:
         raise ToolchainError(
-            f"driver {driver} is too old for {chain.image}",
+            f"driver {gpu.driver} is too old for {chain.image}",
             why=f"CUDA {chain.cuda} runs with driver {chain.driver}, and on data-centre GPUs with {chain.least_driver} "
             "or newer",
             fix="install a newer driver, or set engine.toolchain to a release with an older CUDA",
         )
-    if major < chain.driver:
-        console.warn(f"driver {driver} is older than {chain.driver}; that works on data-centre GPUs alone")
-    return {"gpu": gpus[0][0], "driver": driver}
+    if gpu.driver_major < chain.driver:
+        console.warn(f"driver {gpu.driver} is older than {chain.driver}; that works on data-centre GPUs alone")
 
 
 def find_programs(request: GpuRequest) -> Programs:
@@ -92,12 +114,22 @@ def find_programs(request: GpuRequest) -> Programs:
         )
     if name != "here":
         return Programs()
-    beside = Path(found).parent / "python3"
-    programs = Programs(_mpirun(Path(found), path), str(beside) if beside.is_file() else "python3")
-    _check_versions(request, programs)
+    programs = programs_beside(Path(found))
+    check_versions(request.toolchain, programs, "run inside the image, or set engine.runner to a container's")
     if request.ranks > 1:
-        _check_world(request.ranks, programs)
+        check_world(request.ranks, programs, "or use engine.runner=docker")
     return programs
+
+
+def programs_beside(trtllm_build: Path) -> Programs:
+    """Return the launcher and the Python of the environment that ``trtllm_build`` belongs to.
+
+    Raises:
+        ToolchainError: there is no mpirun.
+    """
+    python = trtllm_build.parent / "python3"
+    mpirun = _mpirun(trtllm_build, child_environment()["PATH"])
+    return Programs(mpirun, str(python) if python.is_file() else "python3")
 
 
 def _mpirun(beside: Path, path: str) -> str:
@@ -111,10 +143,15 @@ def _mpirun(beside: Path, path: str) -> str:
     raise ToolchainError("mpirun was not found", why="it starts one process per rank", fix="install Open MPI")
 
 
-def _check_versions(request: GpuRequest, programs: Programs) -> None:
-    chain = request.toolchain
-    fix = f"run inside {chain.image}, or set engine.runner to docker, enroot or apptainer"
-    found = _ask((programs.python, "-c", _VERSIONS), "TensorRT-LLM's version cannot be read", fix).split()
+def check_versions(chain: ToolChain, programs: Programs, fix: str) -> None:
+    """Check that the TensorRT-LLM and TensorRT that are installed are the tool chain's.
+
+    Raises:
+        ToolchainError: they are others, or there are none.
+    """
+    fix = f"{fix}: {chain.image}"
+    command = (programs.python, "-c", _VERSIONS)
+    found = ask_tool(command, "TensorRT-LLM's version cannot be read", fix).split()
     wanted = [chain.tensorrt_llm, chain.tensorrt]
     if found != wanted:
         raise ToolchainError(
@@ -124,36 +161,19 @@ def _check_versions(request: GpuRequest, programs: Programs) -> None:
         )
 
 
-def _check_world(ranks: int, programs: Programs) -> None:
-    """With an mpirun of another MPI, every process would take itself for a world of one and build every rank."""
-    command = (
-        programs.mpirun,
-        "--allow-run-as-root",
-        "--oversubscribe",
-        "-n",
-        str(ranks),
-        programs.python,
-        "-c",
-        _WORLD,
-    )
-    fix = "put the Open MPI that TensorRT-LLM's mpi4py was built with first on PATH, or use engine.runner=docker"
-    sizes = _ask(command, "mpirun cannot start the ranks", fix).split()
+def check_world(ranks: int, programs: Programs, instead: str = "") -> None:
+    """Check that mpirun and TensorRT-LLM's mpi4py belong together: else each process is a world of one to itself.
+
+    Raises:
+        ToolchainError: they do not; ``instead`` adds another way out.
+    """
+    options = ("--allow-run-as-root", "--oversubscribe", "-n", str(ranks))
+    fix = "put the Open MPI that TensorRT-LLM's mpi4py was built with first on PATH" + (instead and f", {instead}")
+    command = (programs.mpirun, *options, programs.python, "-c", _WORLD)
+    sizes = ask_tool(command, "mpirun cannot start the ranks", fix).split()
     if sizes != [str(ranks)] * ranks:
         raise ToolchainError(
             f"{programs.mpirun} does not belong to TensorRT-LLM's mpi4py",
             why=f"{ranks} processes of one world saw worlds of {', '.join(sorted(set(sizes))) or 'no'} processes",
             fix=fix,
         )
-
-
-def _ask(command: Sequence[str], what: str, fix: str) -> str:
-    try:
-        done = subprocess.run(
-            list(command), env=child_environment(), capture_output=True, text=True, timeout=_PATIENCE, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ToolchainError(what, why=str(error), fix=fix) from None
-    if done.returncode:
-        tail = (done.stderr or done.stdout).strip().splitlines()[-3:]
-        raise ToolchainError(what, why="; ".join(tail) or f"{command[0]} ended with {done.returncode}", fix=fix)
-    return done.stdout

@@ -8,7 +8,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from fake_control import refuse, setting
 
-if sys.argv[1:] != ["--query-gpu=name,compute_cap,driver_version", "--format=csv,noheader"]:
+QUERY = "--query-gpu=index,uuid,name,compute_cap,driver_version,memory.free"
+if sys.argv[1:] != [QUERY, "--format=csv,noheader,nounits"]:
     refuse("nvidia-smi", f"unknown arguments {sys.argv[1:]}")
-for gpu in setting("gpus", [["NVIDIA H100 80GB HBM3", "9.0", "580.95.05"]] * 8):
-    print(", ".join(gpu))
+free = setting("free_mib", [81000] * 8)
+for index, gpu in enumerate(setting("gpus", [["NVIDIA H100 80GB HBM3", "9.0", "580.95.05"]] * 8)):
+    print(", ".join([str(index), f"GPU-{index:08x}-aaaa", *gpu, str(free[index])]))
