@@ -57,14 +57,14 @@ def check_target(pipeline: Pipeline) -> None:
     """Check that the engine's target can be launched from here.
 
     Raises:
-        PipelineError: it is a GPU target.
+        PipelineError: it is the LLM API's.
     """
     target = pipeline.engine.target
-    if target != "cpu":
+    if target == "tensorrt_llm_api":
         raise PipelineError(
             f"engine.target={target} cannot be served from here yet",
-            why="launch and supervision are for the CPU engine; convert, verify, build and fill know GPU engines",
-            fix="stop after shardyard fill, or set engine.target to cpu",
+            why="launch and supervision are for the CPU engine and TensorRT-LLM's C++ backend",
+            fix="run what shardyard serve --print shows, or set engine.target to cpu or tensorrt_llm",
         )
 
 

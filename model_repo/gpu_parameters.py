@@ -19,8 +19,8 @@ _Value = str | bool | int | float | Sequence[int] | None
 #: Milliseconds between two looks for cancelled requests, and between two updates of the metrics: the defaults.
 _PERIOD_MS = 100
 
-#: Where NVIDIA's images have the program of an orchestrator's workers.
-_WORKER = "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker"
+#: Below Triton's folder, the program of an orchestrator's workers.
+_WORKER = "backends/tensorrtllm/trtllmExecutorWorker"
 
 
 def engine_parameters(pipeline: Pipeline, engine_path: str) -> dict[str, str]:
@@ -48,7 +48,7 @@ def engine_parameters(pipeline: Pipeline, engine_path: str) -> dict[str, str]:
         "gpu_device_ids": gpu.device_ids or None,
         "participant_ids": gpu.participant_ids or None,
         "num_nodes": gpu.num_nodes,
-        "executor_worker_path": _WORKER if gpu.mode == "orchestrator" else None,
+        "executor_worker_path": f"{gpu.server}/{_WORKER}" if gpu.mode == "orchestrator" else None,
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         # The C++ backend has no use for it, and says so in its log when it is set.
         "tokenizer_dir": "",

@@ -18,9 +18,9 @@ class GpuServeSpec(Section):
         Literal["leader", "orchestrator"],
         Field(description="leader: each rank is a tritonserver; orchestrator: one, which starts a worker per GPU"),
     ] = "leader"
-    launcher: Annotated[
-        Literal["mpirun", "srun"], Field(description="what starts the ranks; srun: a batch script for Slurm is printed")
-    ] = "mpirun"
+    server: Annotated[
+        str, Field(min_length=1, description="folder with bin/tritonserver and the C++ backend, as in NVIDIA's images")
+    ] = "/opt/tritonserver"
     device_ids: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         Field(strict=False, description="each rank's GPU, by number on its host; empty: 0, 1, 2 …"),

@@ -92,7 +92,9 @@ def visible_gpus(gpus: Sequence[GpuHere], setting: str | None) -> list[GpuHere]:
         if word.startswith(_PART):
             found.append(GpuHere(len(found), word, word, None, gpus[0].driver if gpus else "", None))
             continue
-        named = [gpu for gpu in gpus if word == str(gpu.index) or (word.startswith("GPU-") and gpu.uuid.startswith(word))]
+        named = [
+            gpu for gpu in gpus if word == str(gpu.index) or (word.startswith("GPU-") and gpu.uuid.startswith(word))
+        ]
         if len(named) != 1:
             break
         found += named

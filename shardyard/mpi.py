@@ -103,9 +103,12 @@ def own_session() -> Iterator[dict[str, str]]:
         yield {"PRTE_MCA_prte_tmpdir_base": folder, "OMPI_MCA_orte_tmpdir_base": folder}
 
 
-def mpirun_command(*segments: Segment, options: Sequence[str] = ()) -> list[str]:
-    """Return a command line that starts each segment's processes as consecutive ranks; ``options`` are mpirun's."""
-    command = [str(find_mpirun()), "--oversubscribe", "--bind-to", "none", *options]
+def mpirun_command(*segments: Segment, options: Sequence[str] = (), program: Path | None = None) -> list[str]:
+    """Return a command line that starts each segment's processes as consecutive ranks; ``options`` are mpirun's.
+
+    ``program``: an mpirun of another MPI than the one beside this interpreter.
+    """
+    command = [str(program or find_mpirun()), "--oversubscribe", "--bind-to", "none", *options]
     for index, (count, argv, *host) in enumerate(segments):
         where = ["--host", f"{host[0]}:{count}"] if host else []
         command += ([":"] if index else []) + ["-n", str(count), *where, *argv]

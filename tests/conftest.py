@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -17,6 +19,17 @@ ROOT = Path(__file__).resolve().parent.parent
 # How long an example takes says nothing on a machine that runs other tests beside it.
 settings.register_profile("beside_others", deadline=None)
 settings.load_profile("beside_others")
+
+#: Fakes of TensorRT-LLM's tools, by name.
+FAKES = ROOT / "tests" / "builder" / "gpu" / "fakes"
+PROGRAMS = {
+    "trtllm-build": ("fake_trtllm_build.py",),
+    "python3": ("fake_python3.py",),
+    "nvidia-smi": ("fake_nvidia_smi.py",),
+    "docker": ("fake_container.py", "docker"),
+    "enroot": ("fake_container.py", "enroot"),
+    "apptainer": ("fake_container.py", "apptainer"),
+}
 
 MakeCheckpoint = Callable[..., Path]
 RunCommand = Callable[..., subprocess.CompletedProcess[str]]
@@ -83,3 +96,34 @@ def enter_allocation(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: list[
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("FAKE_SLURM_CALLS", str(calls))
     return calls
+
+
+class Fakes:
+    """The fake tools of one test: settings for them, and what they were called with."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def set(self, **settings: Any) -> None:
+        """Leave settings for the fakes; they replace those of before."""
+        (self.folder / "settings.json").write_text(json.dumps(settings))
+
+    def calls(self, program: str) -> list[dict[str, Any]]:
+        """Return every call of a program so far."""
+        path = self.folder / "calls.jsonl"
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return [call for call in map(json.loads, lines) if call["program"] == program]
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
+    """Put the fake tools first on PATH."""
+    folder = tmp_path / "fakes"
+    (folder / "bin").mkdir(parents=True)
+    for name, words in PROGRAMS.items():
+        path = folder / "bin" / name
+        path.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAKES}/{" ".join(words)} "$@"\n')
+        path.chmod(0o755)
+    monkeypatch.setenv("SHARDYARD_FAKES", str(folder))
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    return Fakes(folder)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardyard.calls import CALL, TRACE
+from shardyard.endpoint import Endpoint
 from shardyard.heartbeat import LONGEST_WORK_VARIABLE
 from shardyard.log import LOG
 from shardyard.mpi import Segment
@@ -20,11 +21,12 @@ from shardyard.triton.guard import PIDS, RUN_VARIABLE
 from shardyard.triton.hosts import Placement
 from shardyard.triton.launcher import Launcher
 from shardyard.triton.ports import LOOPBACK, Ports
+from shardyard.triton.readiness import write_readiness_model
 from shardyard.triton.run_folder import shm_prefix
-from shardyard.triton.server_files import ServerFiles
+from shardyard.triton.server_files import ServerFiles, prepare_backends
 from shardyard.triton.world import World
 
-__all__ = ["Launch"]
+__all__ = ["LOAD_THREADS", "Launch"]
 
 #: Shared memory between Triton and each Python model: at the start, and what it grows by. Five models fit into the
 #: 64 MiB that containers have unless told otherwise.
@@ -32,7 +34,7 @@ _SHM_BYTES = 1 << 20
 
 #: Triton's own threads pass messages on; the cores belong to the engine.
 _HTTP_THREADS = 2
-_LOAD_THREADS = 4
+LOAD_THREADS = 4
 
 #: States of gRPC requests that Triton keeps for reuse instead of freeing them. Its stream handler may still look at the
 #: state of a cancelled stream after it has let go of it; a state that was freed breaks the heap.
@@ -70,6 +72,19 @@ class Launch:
         """The repository of the model that says whether all is ready."""
         return self.run / "readiness"
 
+    def prepare(self) -> None:
+        """Write what the command needs in the run's folder."""
+        write_readiness_model(self.readiness_repo)
+        prepare_backends(self.files, self.backends)
+
+    def environment(self) -> dict[str, str]:
+        """Return what every process needs in its environment."""
+        return {"LD_LIBRARY_PATH": self.files.library_path()}
+
+    def load(self, endpoint: Endpoint) -> Callable[[], int | None] | None:
+        """Return what counts open requests; None: the engine says it with its signs of life."""
+        return None
+
     def command(self) -> list[str]:
         """Return the launcher's command line."""
         return self.launcher.command(self._segments(), self._exported())
@@ -96,15 +111,14 @@ class Launch:
         options = [f"--{name}={value}" for name, value in self._options().items()]
         options += [f"--model-repository={self.readiness_repo}", *restrictions(self.token, self.spec.open_apis)]
         options += [f"--load-model={path.parent.name}" for path in sorted(self.model_repo.glob("*/config.pbtxt"))]
-        backend = [f"--backend-config=python,{name}={value}" for name, value in self._backend().items()]
-        return [str(self.files.binary), "--disable-auto-complete-config", *options, *backend]
+        return [str(self.files.binary), "--disable-auto-complete-config", *options, *self._backend_options(0)]
 
     def _options(self) -> dict[str, object]:
         return {
             "model-repository": self.model_repo,
             "model-control-mode": "explicit",
             "backend-directory": self.backends,
-            "model-load-thread-count": _LOAD_THREADS,
+            "model-load-thread-count": LOAD_THREADS,
             "exit-on-error": "true",
             "strict-readiness": "true",
             "exit-timeout-secs": max(1, math.floor(self.spec.stop_timeout_s)),
@@ -129,9 +143,12 @@ class Launch:
         yield "http", "|".join(traced)
         yield "grpc", "|".join([*traced, *([CALL] if self.ports.inner_grpc else [])])
 
-    def _backend(self) -> dict[str, object]:
+    def _backend_options(self, rank: int) -> list[str]:
+        return [f"--backend-config=python,{name}={value}" for name, value in self._backend(rank).items()]
+
+    def _backend(self, rank: int) -> dict[str, object]:
         return {
-            "shm-region-prefix-name": shm_prefix(self.token),
+            "shm-region-prefix-name": f"{shm_prefix(self.token)}{rank}_",
             "shm-default-byte-size": _SHM_BYTES,
             "shm-growth-byte-size": _SHM_BYTES,
             # Loading the engine is part of the stub's start.

@@ -16,16 +16,17 @@ from pathlib import Path
 
 from shardyard import __version__
 from shardyard.content_hash import hash_file
-from shardyard.errors import LaunchError
+from shardyard.errors import LaunchError, ToolchainError
+from shardyard.gpus import GpuHere, read_gpus, visible_gpus
 from shardyard.mpi import child_environment, own_session
 from shardyard.toolchain import package_version
 from shardyard.triton.clock import check_clocks
 from shardyard.triton.hosts import Placement
 from shardyard.triton.launcher import Launcher
 
-__all__ = ["HostFacts", "check_hosts", "compare_hosts"]
+__all__ = ["HostFacts", "check_hosts", "compare_gpus", "compare_hosts"]
 
-_PACKAGES = ("mpi4py", "numpy", "openvino")
+_PACKAGES = ("mpi4py", "numpy", "openvino", "tensorrt_llm", "tensorrt")
 _MARK = "shardyard-host "
 
 
@@ -33,7 +34,7 @@ _MARK = "shardyard-host "
 class HostFacts:
     """One host: what is installed there, and the engine's files as ``name: bytes``. ``config`` is a hash, or empty.
 
-    ``clock``: seconds since 1970.
+    ``clock``: seconds since 1970; ``gpus``: how many are visible there.
     """
 
     name: str
@@ -41,12 +42,15 @@ class HostFacts:
     config: str
     files: dict[str, int]
     clock: float = 0.0
+    gpus: int = 0
 
     @classmethod
     def of_this(cls, name: str, engine: Path) -> HostFacts:
         """Look at this host."""
         versions = {"shardyard": __version__, "Python": platform.python_version()}
         versions |= {package: package_version(package) or "absent" for package in _PACKAGES}
+        gpus = _gpus()
+        versions |= {"GPU": gpus[0].name, "driver": gpus[0].driver} if gpus else {}
         config = engine / "config.json"
         return cls(
             name,
@@ -54,11 +58,19 @@ class HostFacts:
             hash_file(config) if config.is_file() else "",
             {path.name: path.stat().st_size for path in engine.glob("rank*.engine")},
             time.time(),
+            len(gpus),
         )
 
 
-def check_hosts(placement: Placement, engine: Path, launcher: Launcher, timeout: float) -> None:
-    """Ask every host, and compare what they say.
+def _gpus() -> list[GpuHere]:
+    try:
+        return visible_gpus(read_gpus(""), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    except ToolchainError:
+        return []
+
+
+def check_hosts(placement: Placement, engine: Path, launcher: Launcher, timeout: float, *, gpus: bool = False) -> None:
+    """Ask every host, and compare what they say; with ``gpus`` each rank needs one.
 
     Raises:
         LaunchError: a host cannot be reached in ``timeout`` seconds, lacks files of its ranks, or has other versions.
@@ -82,6 +94,8 @@ def check_hosts(placement: Placement, engine: Path, launcher: Launcher, timeout:
         said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip("- "))
         raise _unreachable(placement, f"nothing came from {', '.join(missing)}: {said[:600]}")
     compare_hosts(placement, found)
+    if gpus:
+        compare_gpus(placement, found)
 
 
 def compare_hosts(placement: Placement, found: dict[str, HostFacts]) -> None:
@@ -104,12 +118,28 @@ def compare_hosts(placement: Placement, found: dict[str, HostFacts]) -> None:
             )
         if facts.versions != first.versions:
             differ = [
-                f"{package} {first.versions[package]} here, {facts.versions[package]} there"
+                f"{package} {first.versions[package]} here, {facts.versions.get(package, 'none')} there"
                 for package in first.versions
-                if facts.versions[package] != first.versions[package]
+                if facts.versions.get(package) != first.versions[package]
             ]
             raise LaunchError(
                 f"{host} has other versions than {first.name}", why="; ".join(differ), fix="install the same on all"
+            )
+
+
+def compare_gpus(placement: Placement, found: dict[str, HostFacts]) -> None:
+    """Check that each host has a GPU for each of its ranks; that they are of one kind is one of the versions.
+
+    Raises:
+        LaunchError: one has too few.
+    """
+    for host in dict.fromkeys(placement.hosts):
+        ranks = placement.hosts.count(host)
+        if found[host].gpus < ranks:
+            raise LaunchError(
+                f"{host} has {found[host].gpus} visible GPU(s) for {ranks} rank(s)",
+                why="each rank needs a GPU of its own",
+                fix="give it fewer ranks in serve.hosts, or make more of its GPUs visible there",
             )
 
 

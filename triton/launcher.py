@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,13 @@ from shardyard.triton.slurm import Allocation, node_address, offers_pmix, read_a
 __all__ = ["Launcher", "Mpirun", "Srun", "choose_launcher"]
 
 _NETWORK = "btl_tcp_if_include"
+
+#: Open MPI's options by its major version: the program that reaches hosts, their network, a mark before each line.
+_AGENT = {4: ("--mca", "plm_rsh_agent"), 5: ("--prtemca", "plm_ssh_agent")}
+_REACH = {4: ("--mca", "oob_tcp_if_include"), 5: ("--prtemca", "prte_if_include")}
+_TAG = {4: ("--tag-output",), 5: ("--output", "tag")}
+_MAJOR = re.compile(r"\(Open MPI\) (\d+)\.")
+_PATIENCE = 30.0
 
 #: A step's options. Ranks are more than CPUs where the engine's threads share them; another step, such as the shell
 #: that this was started from, may hold the same CPUs.
@@ -35,10 +44,15 @@ class Launcher(Protocol):
 
 @dataclass(frozen=True)
 class Mpirun:
-    """Open MPI's, which reaches other hosts by ``agent`` (ssh), or within an allocation of Slurm by that."""
+    """Open MPI's, which reaches other hosts by ``agent`` (ssh), or within an allocation of Slurm by that.
+
+    ``program``: another mpirun than that beside this interpreter, of Open MPI's version ``major``.
+    """
 
     agent: str | None = None
     network: str | None = None
+    program: Path | None = None
+    major: int = 5
 
     name: ClassVar[str] = "mpirun"
 
@@ -47,27 +61,32 @@ class Mpirun:
         variables = [f"{name}={value}" if value else name for name, value in exported.items()]
         options = self._reach() if any(len(segment) == 3 for segment in segments) else []
         options += [part for variable in variables for part in ("-x", variable)]
-        return mpirun_command(*segments, options=[*options, *(["--output", "tag"] if exported else [])])
+        options += _TAG[self.major] if exported else ()
+        return mpirun_command(*segments, options=options, program=self.program)
 
     def _reach(self) -> list[str]:
-        agent = ["--prtemca", "plm_ssh_agent", self.agent] if self.agent else []
+        agent = [*_AGENT[self.major], self.agent] if self.agent else []
         if not self.network:
             return agent
-        return [*agent, "--prtemca", "prte_if_include", self.network, "--mca", _NETWORK, self.network]
+        return [*agent, *_REACH[self.major], self.network, "--mca", _NETWORK, self.network]
 
 
 @dataclass(frozen=True)
 class Srun:
-    """A step of a Slurm job, whose PMIx makes its tasks a world of MPI. Every segment names its host."""
+    """A step of a Slurm job, whose PMIx makes its tasks a world of MPI. Every segment names its host.
+
+    ``own_mpi``: the ranks use the MPI beside this interpreter, if there is one.
+    """
 
     network: str | None = None
+    own_mpi: bool = True
 
     name: ClassVar[str] = "srun"
 
     def command(self, segments: Sequence[Segment], exported: Mapping[str, str | None]) -> list[str]:
         """Return srun's command line: one program, in which each rank finds its own."""
         hosts = [host for count, _, *names in segments for host in names * count]
-        values = {f"OMPI_MCA_{_NETWORK}": self.network, **_own_mpi(), **exported}
+        values = {f"OMPI_MCA_{_NETWORK}": self.network, **(_own_mpi() if self.own_mpi else {}), **exported}
         variables = ["ALL", *(f"{name}={value}" for name, value in values.items() if value)]
         where = [f"--nodes={len(set(hosts))}", f"--ntasks={len(hosts)}", "--distribution=arbitrary"]
         # The folder of this process need not be there on other nodes.
@@ -85,8 +104,10 @@ def _own_mpi() -> dict[str, str]:
     return {"OPAL_PREFIX": str(prefix), "PMIX_PREFIX": str(prefix)} if (prefix / "bin" / "mpirun").is_file() else {}
 
 
-def choose_launcher(spec: ServeSpec, ranks: int) -> tuple[Launcher, Placement]:
+def choose_launcher(spec: ServeSpec, ranks: int, mpirun: Path | None = None) -> tuple[Launcher, Placement]:
     """Return what starts ``ranks`` ranks, and where: on the hosts that are named, or the allocation's, or here.
+
+    ``mpirun``: that of the ranks' MPI, where it is not the one beside this interpreter.
 
     Raises:
         LaunchError: Slurm is asked for outside of an allocation, offers no PMIx, or has too few tasks; or hosts that
@@ -100,7 +121,32 @@ def choose_launcher(spec: ServeSpec, ranks: int) -> tuple[Launcher, Placement]:
     placement = place(ranks, hosts or (allocation.hosts_for(ranks) if allocation else []))
     if allocation and placement.elsewhere:
         placement = dataclasses.replace(placement, address=node_address(placement.hosts[0]))
-    return Srun(spec.network) if by_slurm else Mpirun(spec.launch_agent, spec.network), placement
+    if by_slurm:
+        return Srun(spec.network, own_mpi=mpirun is None), placement
+    major = _major(mpirun) if mpirun and placement.hosts else max(_TAG)
+    return Mpirun(spec.launch_agent, spec.network, mpirun, major), placement
+
+
+def _major(mpirun: Path) -> int:
+    """Return an Open MPI's major version, or the nearest one whose options we know.
+
+    Raises:
+        LaunchError: it is another MPI's.
+    """
+    try:
+        said = subprocess.run([mpirun, "--version"], capture_output=True, text=True, timeout=_PATIENCE).stdout
+    except FileNotFoundError:
+        return max(_TAG)  # It is only looked at.
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = str(error)
+    found = _MAJOR.search(said)
+    if found is None:
+        raise LaunchError(
+            f"{mpirun} is no mpirun of Open MPI",
+            why=f"asked for its version it said {said.strip()[:200]!r}",
+            fix="put Open MPI's first on PATH: TensorRT-LLM is built with that",
+        )
+    return min(max(int(found[1]), min(_TAG)), max(_TAG))
 
 
 def _named(spec: ServeSpec) -> list[Host]:

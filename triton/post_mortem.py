@@ -45,18 +45,25 @@ _WIDE = re.compile(r" {3,}")
 class Ended:
     """A process that ended too early: ``rank`` is None for one beside the ranks, ``stub`` marks a child of rank 0.
 
-    ``host``: where a rank runs, if not beside rank 0; its lines are in the launcher's log then.
+    ``host``: where a rank runs, if not beside rank 0; its lines are in the launcher's log then. ``spawned``: the
+    engine's rank ``rank`` in a world of its own, which an orchestrator has started.
     """
 
     rank: int | None
     name: str
     stub: bool = False
     host: str | None = None
+    spawned: bool = False
 
     @classmethod
     def model_process(cls, model: str) -> Ended:
         """Return tritonserver's child that runs a Python model."""
         return cls(0, f"tritonserver's process for {model}", stub=True)
+
+    @classmethod
+    def spawned_worker(cls, rank: int) -> Ended:
+        """Return an orchestrator's worker."""
+        return cls(rank, "the orchestrator's worker", spawned=True)
 
     @classmethod
     def of_beat(cls, beat: Beat, far: Mapping[int, str]) -> Ended:
@@ -74,7 +81,7 @@ class Ended:
 
     def log(self, logs: Path) -> Path:
         """Return the file that takes its output."""
-        if self.rank is not None and not self.host:
+        if self.rank is not None and not (self.host or self.spawned):
             return rank_log(logs, self.rank)
         return front_log(logs) if self.name == NAME else mpirun_log(logs)
 
@@ -105,12 +112,14 @@ def explain(
     if ended.rank is None:
         said = last_lines(ended.log(logs)) or "it wrote nothing"
         return LaunchError(f"{ended.name} ended {state}", why=said, fix=f"see the logs in {logs}, then start again")
+    subject = f"rank {ended.rank}" if ended.spawned else f"rank {ended.rank} of {ranks}"
+    log = ended.log(logs)
     return RankError(
         ended.rank,
-        f"rank {ended.rank} of {ranks} ({ended.title}) ended {state}",
+        f"{subject} ({ended.title}) ended {state}",
         why=f"{how}; a world that lacks a rank cannot answer, so all of it was ended",
-        fix=f"mend what its last lines say and start again; all its lines are in {ended.log(logs)}",
-        tail=last_lines(ended.log(logs)) or "(it wrote nothing)",
+        fix=f"mend what its last lines say and start again; all its lines are in {log}",
+        tail=last_lines(log) or "(it wrote nothing)",
     )
 
 
@@ -171,7 +180,7 @@ def _culprit_but_models(gone: Sequence[Ended], logs: Path) -> tuple[Ended, str]:
     if len(gone) == 1 and gone[0].rank is not None:
         return gone[0], how if told == gone[0].rank else "it ended with status 0, which nobody had asked it to"
     if told is not None:
-        return _process(told), how
+        return next((ended for ended in gone if ended.spawned and ended.rank == told), _process(told)), how
     return next((ended for ended in gone if ended.rank is None), gone[0]), "it ended by itself"
 
 

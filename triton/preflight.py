@@ -16,7 +16,7 @@ from shardyard.triton.clock import check_clock
 from shardyard.triton.guard import SHM
 from shardyard.triton.world import World
 
-__all__ = ["preflight"]
+__all__ = ["SHM_BASE", "check_open_files", "check_shared_memory", "preflight"]
 
 #: Bytes of shared memory that Triton's models and one rank's windows take at the start; they grow with what is sent.
 SHM_BASE, SHM_PER_RANK = 24 << 20, 8 << 20
@@ -35,8 +35,8 @@ def preflight(world: World) -> None:
         ToolchainError: the engine was built for another machine or OpenVINO.
         LaunchError: too little memory, shared memory or open files; a clock that is wrong.
     """
-    _check_open_files()
-    _check_shared_memory(world)
+    check_open_files()
+    check_shared_memory(SHM_BASE + world.ranks * SHM_PER_RANK)
     if world.engine:
         check_clock(world.engine)
         config = read_engine_config(world.engine)
@@ -68,8 +68,12 @@ def cache_bytes(engine: Path, config: EngineConfig) -> float:
     return float(numbers * _BYTES[config.cpu.kv_cache])
 
 
-def _check_shared_memory(world: World) -> None:
-    needed = SHM_BASE + world.ranks * SHM_PER_RANK
+def check_shared_memory(needed: int) -> None:
+    """Check that so many bytes of shared memory are free.
+
+    Raises:
+        LaunchError: they are not.
+    """
     found = os.statvfs(SHM)
     free = found.f_bavail * found.f_frsize
     if free < needed:
@@ -80,7 +84,12 @@ def _check_shared_memory(world: World) -> None:
         )
 
 
-def _check_open_files() -> None:
+def check_open_files() -> None:
+    """Raise the limit of open files as far as this user may.
+
+    Raises:
+        LaunchError: that is too few.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

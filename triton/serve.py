@@ -20,22 +20,20 @@ from shardyard.log import events_log
 from shardyard.mpi import of_one_machine
 from shardyard.serve_spec import ServeSpec
 from shardyard.spec import Pipeline
-from shardyard.triton.command import Launch
 from shardyard.triton.end_signals import EndSignals
+from shardyard.triton.forms import choose_form
 from shardyard.triton.front.process import front_command
 from shardyard.triton.front.tls import check_tls, client_tls
 from shardyard.triton.health import probe as one_token
 from shardyard.triton.host_check import check_hosts
 from shardyard.triton.launcher import choose_launcher
 from shardyard.triton.ports import LOOPBACK, Ports, choose_ports
-from shardyard.triton.preflight import preflight
-from shardyard.triton.readiness import Readiness, write_readiness_model
+from shardyard.triton.readiness import Readiness
 from shardyard.triton.restart import RESTARTS
 from shardyard.triton.run_folder import RunFolder
-from shardyard.triton.server_files import find_server, prepare_backends
 from shardyard.triton.start import Probe, wait_until_ready
 from shardyard.triton.supervisor import Supervisor
-from shardyard.triton.world import World, read_world
+from shardyard.triton.world import World
 
 __all__ = ["Server", "launch", "print_launch"]
 
@@ -145,14 +143,14 @@ def launch(
     """
     spec, logs, model_repo = pipeline.serve, logs.resolve(), model_repo.resolve()
     models = _count_models(model_repo)
-    world = world or read_world(model_repo)
-    preflight(world)
+    form = choose_form(pipeline, model_repo, world)
+    world = form.world
+    launcher, placement = choose_launcher(spec, world.ranks, form.mpirun(look=True))
+    form.check(launcher, placement, console)
     check_tls(spec.tls)
-    launcher, placement = choose_launcher(spec, world.ranks)
     if placement.elsewhere and world.engine:
-        check_hosts(placement, world.engine, launcher, spec.start_timeout_s)
-    files = find_server()
-    ports = choose_ports(spec)
+        check_hosts(placement, world.engine, launcher, spec.start_timeout_s, gpus=form.gpus)
+    files, ports = form.server(look=True), choose_ports(spec)
     _empty(logs, again=restarts > 0)
     endpoint = _endpoint(spec, ports, model_repo)
     server = Server(endpoint, Supervisor(RunFolder.make(), logs, placement, world.ranks, spec, launcher.name), console)
@@ -161,18 +159,17 @@ def launch(
         run = server.supervisor.run
         server.supervisor.log.event("starting", ranks=world.ranks, server=str(files.binary), restarts=restarts)
         report_to = server.supervisor.listen()
-        command = Launch(
+        command = form.command(
             spec, launcher, ports, world, placement, report_to, model_repo, files, run.path, run.token, logs
         )
-        write_readiness_model(command.readiness_repo)
-        prepare_backends(files, command.backends)
-        environment = {"LD_LIBRARY_PATH": files.library_path(), RESTARTS: str(restarts)}
+        command.prepare()
+        environment = {**command.environment(), RESTARTS: str(restarts)}
         environment |= {} if placement.elsewhere else of_one_machine()
         server.supervisor.start(command.command(), environment, front_command(spec, ports, logs))
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         # Past the front: its silence is its own.
         inner = replace(endpoint, host=LOOPBACK, http_port=ports.inner_http) if ports.inner_http else endpoint
-        server.supervisor.endpoint_is_ready(endpoint, inner, Readiness(inner, run.token))
+        server.supervisor.endpoint_is_ready(endpoint, inner, Readiness(inner, run.token), command.load(endpoint))
     except BaseException:
         server.stop()
         raise
@@ -192,12 +189,13 @@ def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
     Raises:
         ShardyardError: as ``launch``, for what can be seen before anything starts.
     """
-    files = find_server()
+    form = choose_form(pipeline, model_repo)
+    files, world = form.server(look=False), form.world
     # Whoever runs the command has no front: Triton serves all by itself.
-    spec, world = pipeline.serve.without_front(), read_world(model_repo)
-    ports, (launcher, placement) = choose_ports(spec), choose_launcher(spec, world.ranks)
+    spec = pipeline.serve.without_front()
+    ports, (launcher, placement) = choose_ports(spec), choose_launcher(spec, world.ranks, form.mpirun(look=False))
     report_to = "TOKEN@HOST:PORT" if placement.elsewhere else None
-    command = Launch(
+    command = form.command(
         spec,
         launcher,
         ports,
@@ -211,7 +209,8 @@ def print_launch(pipeline: Pipeline, model_repo: Path, logs: Path) -> str:
         logs.resolve(),
     )
     line = _PROGRAM.sub(r" \\\n    \1", shlex.join(command.command()))
-    return f"LD_LIBRARY_PATH={shlex.quote(files.library_path())} \\\n{line}"
+    environment = (f"{name}={shlex.quote(value)}" for name, value in command.environment().items())
+    return f"{' '.join(environment)} \\\n{line}"
 
 
 def _count_models(model_repo: Path) -> int:

@@ -14,12 +14,16 @@ from shardyard.errors import ToolchainError
 from shardyard.mpi import mpi_libraries
 from shardyard.toolchain import package_version
 
-__all__ = ["IMAGE", "ServerFiles", "find_server", "prepare_backends"]
+__all__ = ["IMAGE", "ServerFiles", "find_gpu_server", "find_server", "gpu_server", "prepare_backends"]
 
 #: Where NVIDIA's images have Triton.
 IMAGE = Path("/opt/tritonserver")
 
 STUB = "triton_python_backend_stub"
+
+#: What an orchestrator starts for each rank.
+GPU_WORKER = "trtllmExecutorWorker"
+
 BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
 
 
@@ -41,9 +45,13 @@ class ServerFiles:
         """Return one line about where it comes from."""
         return f"{self.binary} ({self.origin}, Python {_python_minor()} stub)"
 
-    def library_path(self) -> str:
-        """Return LD_LIBRARY_PATH for tritonserver and its stubs: its own libraries, MPI's, then the interpreter's."""
-        folders = [*map(str, (*self.libraries, *mpi_libraries())), sysconfig.get_config_var("LIBDIR") or ""]
+    def library_path(self, *, own_mpi: bool = True) -> str:
+        """Return LD_LIBRARY_PATH for tritonserver and its stubs: its own libraries, MPI's, then the interpreter's.
+
+        ``own_mpi``: MPI is the one beside this interpreter.
+        """
+        ours = mpi_libraries() if own_mpi else []
+        folders = [*map(str, (*self.libraries, *ours)), sysconfig.get_config_var("LIBDIR") or ""]
         inherited = os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep)
         return os.pathsep.join(dict.fromkeys(folder for folder in [*folders, *inherited] if folder))
 
@@ -59,9 +67,37 @@ def find_server(image: Path = IMAGE) -> ServerFiles:
     return found
 
 
-def _in_image(image: Path) -> ServerFiles:
+def gpu_server(image: Path) -> ServerFiles:
+    """Return where the files of NVIDIA's image lie, if this is one."""
     backend = image / "backends" / "python"
-    stub = backend / STUB
+    return ServerFiles(f"image {image}", image / "bin" / "tritonserver", backend, backend / STUB, (image / "lib",))
+
+
+def find_gpu_server(image: Path, *, spawns: bool) -> ServerFiles:
+    """Return the tritonserver that has TensorRT-LLM's C++ backend; ``spawns``: it is to start workers itself.
+
+    Raises:
+        ToolchainError: this is no image with it, or its Python backend does not fit this interpreter.
+    """
+    backend = image / "backends" / "tensorrtllm"
+    wanted = [image / "bin" / "tritonserver", backend / "libtriton_tensorrtllm.so"]
+    wanted += [backend / GPU_WORKER] if spawns else []
+    missing = [str(path) for path in wanted if not path.is_file()]
+    if missing:
+        raise ToolchainError(
+            "TensorRT-LLM's C++ backend for Triton was not found",
+            why=f"there is no {', no '.join(missing)}",
+            fix="run shardyard inside the image that built the engine (nvcr.io/nvidia/tritonserver:YY.MM-trtllm-"
+            "python-py3), or say where it lies: serve.gpu.server",
+        )
+    files = _in_image(image)
+    _check_libpython()
+    return files
+
+
+def _in_image(image: Path) -> ServerFiles:
+    files = gpu_server(image)
+    stub = files.stub
     if not stub.is_file():
         raise ToolchainError(
             f"{image} has no Python backend",
@@ -74,7 +110,7 @@ def _in_image(image: Path) -> ServerFiles:
             why=f"{stub} links another libpython than that of {sys.executable}",
             fix="run shardyard with the image's own python3",
         )
-    return ServerFiles(f"image {image}", image / "bin" / "tritonserver", backend, stub, (image / "lib",))
+    return files
 
 
 def _in_wheel() -> ServerFiles:

@@ -21,6 +21,7 @@ from shardyard.log import Log, events_log
 from shardyard.mpi import child_environment
 from shardyard.serve_spec import ServeSpec
 from shardyard.triton import guard
+from shardyard.triton.children import tritons_children
 from shardyard.triton.crash_line import CrashLine
 from shardyard.triton.front.process import FRONT, NAME
 from shardyard.triton.hosts import Placement
@@ -30,7 +31,6 @@ from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.readiness import Readiness
 from shardyard.triton.reports import FarEnd, Reports
 from shardyard.triton.run_folder import RunFolder
-from shardyard.triton.server_files import STUB
 from shardyard.triton.vital_signs import VitalSigns
 from shardyard.triton.watch import Watch
 
@@ -132,14 +132,16 @@ class Supervisor:
             raise LaunchError("nothing was started yet")
         return self._guard.pid
 
-    def endpoint_is_ready(self, endpoint: Endpoint, inner: Endpoint, readiness: Readiness) -> None:
-        """Watch the signs of life from now on, and the Python models' processes: Triton goes on without them.
+    def endpoint_is_ready(
+        self, endpoint: Endpoint, inner: Endpoint, readiness: Readiness, load: Callable[[], int | None] | None = None
+    ) -> None:
+        """Watch the signs of life from now on, and the processes that Triton has started: it goes on without them.
 
-        ``inner``: where Triton itself answers HTTP.
+        ``inner``: where Triton itself answers HTTP. ``load``: counts open requests, if signs of life do not.
         """
-        for pid, model in self._stubs():
-            self._watch.add(pid, Ended.model_process(model))
-        self._vital = VitalSigns(readiness, inner, self.run.beats, self.spec.hang_timeout_s)
+        for pid, label in tritons_children(self.run.token):
+            self._watch.add(pid, label)
+        self._vital = VitalSigns(readiness, inner, self.run.beats, self.spec.hang_timeout_s, load)
         self.ready = True
         self.log.event("ready", http=endpoint.http_url, grpc=endpoint.grpc_address, metrics=endpoint.metrics_url)
         self._watch.wake()
@@ -217,16 +219,6 @@ class Supervisor:
                 self._pids[name] = int(path.read_text())
                 self._watch.add(self._pids[name], label)
                 del self._expected[name]
-
-    def _stubs(self) -> list[tuple[int, str]]:
-        """Return process id and model name of each Python model's process."""
-        found = []
-        for pid in guard.run_processes(self.run.token):
-            with contextlib.suppress(OSError):
-                program, *arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                if program.endswith(STUB):
-                    found.append((pid, Path(arguments[0]).parent.parent.name))
-        return found
 
     def _wait(self, seconds: float) -> None:
         """Wait until the guard, and with it everything, has ended, but not longer than ``seconds``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from shardyard.endpoint import Endpoint
@@ -17,10 +18,21 @@ LATE = 1.2
 
 
 class VitalSigns:
-    """Those of one endpoint that is up. ``hang_s``: seconds of silence from which on a process hangs."""
+    """Those of one endpoint that is up. ``hang_s``: seconds of silence from which on a process hangs.
 
-    def __init__(self, readiness: Readiness, endpoint: Endpoint, beats: Path, hang_s: float) -> None:
+    ``load``: counts open requests where no sign of life says how many there are.
+    """
+
+    def __init__(
+        self,
+        readiness: Readiness,
+        endpoint: Endpoint,
+        beats: Path,
+        hang_s: float,
+        load: Callable[[], int | None] | None = None,
+    ) -> None:
         self._hang_s = hang_s
+        self._load = load
         self._pulse = Pulse(beats)
         self._triton = TritonPulse(endpoint, beats)
         self._readiness = readiness
@@ -52,7 +64,7 @@ class VitalSigns:
 
     def open_requests(self) -> int | None:
         """Return how many requests are not yet answered; None while new ones are still taken."""
-        return self._pulse.open_requests()
+        return self._load() if self._load else self._pulse.open_requests()
 
     def stop(self) -> None:
         """Look no more."""

@@ -35,7 +35,6 @@ def refuse_if_served(context: Context) -> None:
 
 def serve(args: argparse.Namespace) -> None:
     """Launch the endpoint and wait until Ctrl-C or until a rank dies; with ``--restart`` launch it again then."""
-    from shardyard.triton.gpu_command import print_gpu_launch
     from shardyard.triton.llm_api_command import print_llm_api_launch
     from shardyard.triton.restart import BackOff
     from shardyard.triton.serve import launch, print_launch
@@ -45,13 +44,12 @@ def serve(args: argparse.Namespace) -> None:
     if args.print and context.pipeline.engine.target == "tensorrt_llm_api":
         context.console.result(print_llm_api_launch(context.pipeline, context.work.model_repo))
         return
-    if args.print and context.pipeline.engine.target == "tensorrt_llm":
-        context.console.result(print_gpu_launch(context.pipeline, context.work.model_repo))
-        return
     if args.print:  # What is printed has no front, and the repository has to do without.
         serve = context.pipeline.serve.without_front()
         context = replace(context, pipeline=context.pipeline.model_copy(update={"serve": serve}))
-    bring_up_to_date(context)
+    # What would bring it up to date takes GPUs; to look takes none.
+    if not (args.print and context.pipeline.engine.target == "tensorrt_llm"):
+        bring_up_to_date(context)
     if args.print:
         context.console.result(print_launch(context.pipeline, context.work.model_repo, context.work.logs))
         return

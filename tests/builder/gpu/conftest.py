@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,6 @@ from shardyard.builder.convert import convert
 from shardyard.console import Console
 from shardyard.spec import Pipeline
 
-FAKES = Path(__file__).parent / "fakes"
-PROGRAMS = {
-    "trtllm-build": ("fake_trtllm_build.py",),
-    "python3": ("fake_python3.py",),
-    "nvidia-smi": ("fake_nvidia_smi.py",),
-    "docker": ("fake_container.py", "docker"),
-    "enroot": ("fake_container.py", "enroot"),
-    "apptainer": ("fake_container.py", "apptainer"),
-}
 QUIET = Console(quiet=True)
 
 LLAMA_70B: dict[str, Any] = {
@@ -52,37 +41,6 @@ LLAMA_70B: dict[str, Any] = {
 }
 _LAYER = ("input_layernorm", "post_attention_layernorm", "mlp.down_proj", "mlp.gate_proj", "mlp.up_proj")
 _LAYER += ("self_attn.k_proj", "self_attn.o_proj", "self_attn.q_proj", "self_attn.v_proj")
-
-
-class Fakes:
-    """The fake tools of one test: settings for them, and what they were called with."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def set(self, **settings: Any) -> None:
-        """Leave settings for the fakes; they replace those of before."""
-        (self.folder / "settings.json").write_text(json.dumps(settings))
-
-    def calls(self, program: str) -> list[dict[str, Any]]:
-        """Return every call of a program so far."""
-        path = self.folder / "calls.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        return [call for call in map(json.loads, lines) if call["program"] == program]
-
-
-@pytest.fixture
-def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fakes:
-    """Put the fake tools first on PATH."""
-    folder = tmp_path / "fakes"
-    (folder / "bin").mkdir(parents=True)
-    for name, words in PROGRAMS.items():
-        path = folder / "bin" / name
-        path.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {FAKES}/{" ".join(words)} "$@"\n')
-        path.chmod(0o755)
-    monkeypatch.setenv("SHARDYARD_FAKES", str(folder))
-    monkeypatch.setenv("PATH", f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    return Fakes(folder)
 
 
 @pytest.fixture(scope="session")
