@@ -103,6 +103,7 @@ class Fakes:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.programs = FAKES
 
     def set(self, **settings: Any) -> None:
         """Leave settings for the fakes; they replace those of before."""
