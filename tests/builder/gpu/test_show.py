@@ -77,14 +77,15 @@ def test_the_cpu_runs_no_commands(llama_70b: Path, gpu_pipeline: MakePipeline, t
 
 
 def test_launching_waits(llama_70b: Path, gpu_pipeline: MakePipeline) -> None:
-    with pytest.raises(PipelineError, match="tensorrt_llm cannot be served from here yet") as error:
-        check_target(gpu_pipeline(llama_70b))
+    check_target(gpu_pipeline(llama_70b))
+    with pytest.raises(PipelineError, match="tensorrt_llm_api cannot be served from here yet") as error:
+        check_target(gpu_pipeline(llama_70b, target="tensorrt_llm_api"))
     assert "engine.target" in error.value.fix
 
 
 def test_up_says_so_before_any_work(llama_70b: Path, shardyard: Any, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(PIPELINE.format(source=llama_70b))
-    done = shardyard("up", "p.yaml", "--set", "engine.target=tensorrt_llm", cwd=tmp_path)
+    done = shardyard("up", "p.yaml", "--set", "engine.target=tensorrt_llm_api", cwd=tmp_path)
     assert done.returncode == 2
     assert "cannot be served from here yet" in done.stderr
     assert not (tmp_path / "work").exists()
@@ -138,7 +139,7 @@ def test_what_the_api_does_not_do(
 
 def test_plan_shows_what_fits_into_the_gpus(llama_70b: Path, shardyard: Any, tmp_path: Path) -> None:
     (tmp_path / "p.yaml").write_text(PIPELINE.format(source=llama_70b))
-    done = shardyard("plan", "p.yaml", "--set", "engine.target=tensorrt_llm", cwd=tmp_path)
+    done = shardyard("plan", "p.yaml", "--set", "engine.target=tensorrt_llm_api", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "# memory of rank 0 on p5.48xlarge" in done.stdout
     assert "KV cache of 524288 tokens in bfloat16" in done.stdout

@@ -60,7 +60,7 @@ def image(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def gpu_repo(tmp_path: Path, image: Path) -> Callable[..., Path]:
+def gpu_repo(tmp_path: Path, image: Path, note_engine: Callable[[Path, str], None]) -> Callable[..., Path]:
     """Make a repository, as far as a launch and the fake look at it."""
 
     def make(engine: Path) -> Path:
@@ -71,6 +71,7 @@ def gpu_repo(tmp_path: Path, image: Path) -> Callable[..., Path]:
             folder = tmp_path / "model_repo" / name
             folder.mkdir(parents=True)
             (folder / "config.pbtxt").write_text("\n".join(lines))
+        note_engine(tmp_path / "model_repo", str(engine))
         return tmp_path / "model_repo"
 
     return make

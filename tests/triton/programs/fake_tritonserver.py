@@ -45,6 +45,7 @@ LEADER = {
     "grpc-address": "127.0.0.1",
     "grpc-port": ANY,
     "grpc-infer-allocation-pool-size": ANY,
+    "grpc-header-forward-pattern": "(?i)(shardyard_call)",
     "grpc-restricted-protocol": ANY,
     "metrics-address": "127.0.0.1",
     "metrics-port": ANY,
@@ -234,4 +235,9 @@ if __name__ == "__main__":
     if Path(sys.argv[0]).name == "trtllmExecutorWorker":
         executor_worker()
     else:
-        tritonserver(sys.argv[2:])
+        try:
+            tritonserver(sys.argv[2:])
+        except SystemExit as error:
+            # As a crash: MPI's own end would wait for the other ranks.
+            print(error, flush=True)
+            os._exit(1)
