@@ -68,6 +68,11 @@ class Launch:
         return self.run / "backends"
 
     @property
+    def shares_memory(self) -> bool:
+        """Whether all ranks can talk through one machine's memory."""
+        return not self.placement.elsewhere
+
+    @property
     def readiness_repo(self) -> Path:
         """The repository of the model that says whether all is ready."""
         return self.run / "readiness"

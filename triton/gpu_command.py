@@ -29,6 +29,9 @@ from shardyard.triton.world import ENGINE_MODEL
 
 __all__ = ["GpuLaunch"]
 
+#: Whether an orchestrator starts its workers, or finds them in its world.
+_SPAWN = "TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES"
+
 #: Settings of NCCL's that hosts must share, and what a tritonserver needs wherever it runs.
 _SHARED = "NCCL_"
 _EVERYWHERE = ("LD_LIBRARY_PATH",)
@@ -42,6 +45,11 @@ class GpuLaunch(Launch):
     def backends(self) -> Path:
         """The image's own folder of backends."""
         return self.files.python_backend.parent
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether all can talk through memory: an orchestrator and the world that it spawns meet over TCP alone."""
+        return super().shares_memory and self._orchestration().get(_SPAWN) != "1"
 
     def prepare(self) -> None:
         """Write what the command needs in the run's folder."""
@@ -59,7 +67,7 @@ class GpuLaunch(Launch):
         if self.spec.gpu.mode == "leader":
             return {}
         spawns = "0" if self.spec.gpu.participant_ids else "1"
-        return {"TRTLLM_ORCHESTRATOR": "1", "TRTLLM_ORCHESTRATOR_SPAWN_PROCESSES": spawns}
+        return {"TRTLLM_ORCHESTRATOR": "1", _SPAWN: spawns}
 
     def _segments(self) -> list[Segment]:
         """Return a segment for each rank: no two may share the names of their shared memory."""

@@ -164,7 +164,7 @@ def launch(
         )
         command.prepare()
         environment = {**command.environment(), RESTARTS: str(restarts)}
-        environment |= {} if placement.elsewhere else of_one_machine()
+        environment |= of_one_machine() if command.shares_memory else {}
         server.supervisor.start(command.command(), environment, front_command(spec, ports, logs))
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         # Past the front: its silence is its own.

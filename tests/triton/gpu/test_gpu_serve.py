@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,7 +113,7 @@ def test_a_rank_that_hangs_at_the_start(start_gpu: Start, fakes: Any) -> None:
     assert "waiting for ever" in caught.value.why
 
 
-def test_open_requests_are_finished_first(start_gpu: Start, fakes: Any) -> None:
+def test_open_requests_are_finished_first(start_gpu: Start, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end is asked for while one is open; how many are is what the backend's metrics say."""
     with start_gpu() as server:
         answers: list[str] = []
@@ -119,18 +121,22 @@ def test_open_requests_are_finished_first(start_gpu: Start, fakes: Any) -> None:
         client.start()
         while not any(call["text"] == "wait" for call in fakes.calls("request")):
             assert not server.supervisor.ended.wait(0.02)
-        waiting = threading.Thread(target=_release, args=(server, fakes.folder / "release"))
-        waiting.start()
-        os.kill(os.getpid(), signal.SIGTERM)
+        waits, wait_on = threading.Event(), server.supervisor.ended.wait
+        monkeypatch.setattr(server.supervisor.ended, "wait", lambda limit=None: waits.set() or wait_on(limit))
+        ends = threading.Thread(target=_end, args=(server, waits, fakes.folder / "release"))
+        ends.start()
         server.wait()
-        assert not waiting.is_alive()
+        ends.join(10)
         client.join(10)
         assert answers == ["wait"]
     assert server.supervisor.error is None
 
 
-def _release(server: Server, file: Path) -> None:
-    """Let the request go on once the endpoint takes no more and knows that one is open."""
-    while is_ready(server.endpoint) or server.supervisor.open_requests() != 1:
-        pass
-    file.touch()
+def _end(server: Server, waits: threading.Event, release: Path) -> None:
+    """Send the signal into the wait; let the request go on once the endpoint knows that one is open."""
+    assert waits.wait(30)
+    _thread.interrupt_main(signal.SIGTERM)
+    deadline = time.monotonic() + 20
+    while (is_ready(server.endpoint) or server.supervisor.open_requests() != 1) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    release.touch()
