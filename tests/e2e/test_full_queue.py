@@ -101,11 +101,10 @@ def test_who_waits_is_served_by_priority(endpoint: Endpoint, place: Stream, mode
     order: list[str] = []
     waiting = []
     for priority in (0.2, 0.9):
-        # Long enough that nobody can mistake who was first.
-        waiting.append(Stream(endpoint, model, 600, order, priority=priority))
+        waiting.append(Stream(endpoint, model, ENDLESS, order, priority=priority))
         wait_for(lambda: count(endpoint, "waiting") == len(waiting))
     place.close()
-    for stream in waiting:
+    for stream in reversed(waiting):  # The first has the place until it is closed.
         assert stream.began.wait(30)
         stream.close()
     assert order == ["0.9", "0.2"]
