@@ -22,9 +22,6 @@ namespace {
 
 // Tokens that one pass over a block takes: as many sums as registers hold besides the weight.
 constexpr std::size_t kPass = 8;
-// Blocks that are read at once with so many tokens: a core gets a tenth more from memory by four streams than by one, and
-// what is loaded of the activations serves all. Their sums must fit into registers.
-constexpr int together(int tokens) { return tokens <= 4 ? kTogether : 2; }
 // How far ahead of its use a weight is fetched, in bytes of each block, as measured: further where more is done with it.
 constexpr std::size_t ahead(int tokens, int blocks) { return blocks > 1 ? 1024 : tokens <= 2 ? 2048 : 8192; }
 
@@ -162,7 +159,7 @@ template <typename Rows>
 void each_block(const Functions<Rows>& one, const Functions<Rows>& many, const PackedMatrix& matrix, const Rows& rows,
                 std::size_t tokens, std::size_t first, std::size_t last, float* y, std::size_t stride) {
     std::size_t block = first;
-    if (const std::size_t count = together(tokens); tokens <= kPass) {
+    if (const std::size_t count = blocks_together(tokens); tokens <= kPass) {
         for (; block + count <= last; block += count, y += count * kBlockRows) {
             many[tokens - 1](matrix, block, rows, 0, y, stride);
         }
@@ -182,7 +179,7 @@ constexpr Functions<Int8Rows> int8_one(std::integer_sequence<int, T...>) {
 
 template <int... T>
 constexpr Functions<Int8Rows> int8_many(std::integer_sequence<int, T...>) {
-    return {int8_blocks<T + 1, together(T + 1)>...};
+    return {int8_blocks<T + 1, blocks_together(T + 1)>...};
 }
 
 using Bytes = const std::uint8_t*;
@@ -200,7 +197,7 @@ constexpr Functions<Bytes> bfloat16_one(std::integer_sequence<int, T...>) {
 
 template <int... T>
 constexpr Functions<Bytes> bfloat16_many(std::integer_sequence<int, T...>) {
-    return {bfloat16_rows<T + 1, together(T + 1)>...};
+    return {bfloat16_rows<T + 1, blocks_together(T + 1)>...};
 }
 
 constexpr auto kCounts = std::make_integer_sequence<int, kPass>();

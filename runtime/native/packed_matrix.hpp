@@ -15,8 +15,9 @@ namespace shardyard {
 enum class Kind : std::int64_t { int8 = 0, bfloat16 = 1 };
 
 constexpr std::size_t kBlockRows = 16;
-// Blocks that a kernel may read at once, if it is given so many.
-constexpr std::size_t kTogether = 4;
+// Blocks that a kernel may read at once with so many tokens, if it is given so many: a core gets more from memory by
+// several streams than by one, and what is loaded of the activations serves all. Their sums must fit into 24 registers.
+constexpr std::size_t blocks_together(std::size_t tokens) { return tokens <= 6 ? 4 : tokens <= 8 ? 3 : 1; }
 // Columns of an activation that share a scale when it is quantized; also what AMX takes of int8 in one step.
 constexpr std::size_t kGroup = 64;
 

@@ -27,8 +27,9 @@ std::size_t portion_blocks(const PackedMatrix& matrix, const PackedMatrix* gate,
     const std::size_t bytes = matrix.block_bytes() * (gate ? 2 : 1);
     const std::size_t blocks = std::max(tokens > kMany ? kManyBlocks : 1, kPortion / bytes);
     // Where that leaves all threads with enough of them, for few tokens as the kernels like it best.
-    const bool plenty = matrix.blocks() >= kPlenty * kTogether * tbb::this_task_arena::max_concurrency();
-    return tokens <= kFewInt8 && plenty ? (blocks + kTogether - 1) / kTogether * kTogether : blocks;
+    const std::size_t together = blocks_together(tokens);
+    const bool plenty = matrix.blocks() >= kPlenty * together * tbb::this_task_arena::max_concurrency();
+    return plenty ? (blocks + together - 1) / together * together : blocks;
 }
 
 const Kernel& kernel_for(Level level, Kind kind, std::size_t tokens) {
