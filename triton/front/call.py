@@ -10,7 +10,7 @@ import grpc
 from shardyard.calls import CALL
 from shardyard.log import Log
 from shardyard.triton.front.call_record import CallRecord
-from shardyard.triton.front.header_table import Field
+from shardyard.triton.front.header_blocks import Field
 from shardyard.triton.front.messages import Messages
 
 __all__ = ["Call"]
