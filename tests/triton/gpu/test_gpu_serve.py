@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from shardyard.errors import LaunchError, RankError
+from shardyard.errors import LaunchError, RankError, ToolchainError
 from shardyard.triton.client import GenerateRequest, StreamClient
 from shardyard.triton.health import is_ready
 from shardyard.triton.serve import Server
@@ -97,6 +97,18 @@ def test_an_orchestrator_s_worker_that_dies_is_named(start_gpu: Start, nothing_l
     nothing_left(processes, server.supervisor.run.token)
     assert "rank 1 (the orchestrator's worker) ended while the endpoint was up" in caught.value.what
     assert "holds its part of the engine" in caught.value.tail
+
+
+def test_what_preflight_refuses_starts_nothing(start_gpu: Start, fakes: Any, tmp_path: Path) -> None:
+    """And the log of the launch before it stays."""
+    fakes.set(gpus=[["NVIDIA H100 80GB HBM3", "9.0", "580.95.05"]])
+    log = tmp_path / "logs" / "rank0.log"
+    log.parent.mkdir()
+    log.write_text("of the one before")
+    with pytest.raises(ToolchainError, match="GPU 0, 1; 1 are visible"):
+        start_gpu()
+    assert fakes.calls("tritonserver") == [] and psutil.Process().children() == []
+    assert log.read_text() == "of the one before"
 
 
 def test_a_rank_that_cannot_load(start_gpu: Start, fakes: Any) -> None:
