@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import queue
 import time
@@ -43,9 +45,9 @@ def filled(fill_llm_api: Callable[..., Path], tmp_path_factory: pytest.TempPathF
     return make
 
 
-def _launch(repo: Path) -> Server:
+def _launch(repo: Path, *, front: bool = False) -> Server:
     ports = dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0)
-    serve = {**ports, "grpc_front": False, "http_front": False}
+    serve = {**ports, "grpc_front": front, "http_front": front}
     pipeline, logs = parse_pipeline({"name": "t", "model": {"checkpoint": "x"}, "serve": serve}), repo.parent / "logs"
     return launch(pipeline, repo, logs, Console(quiet=True), world=World(1), probe=lambda endpoint, seconds: None)
 
@@ -120,10 +122,15 @@ def stream(server: Server) -> Iterator[Stream]:
     opened.close()
 
 
-def _wait_for(repo: Path, what: dict[str, Any]) -> None:
+def _aborted(repo: Path) -> int:
+    """Return how many slow answers the engine has given up."""
+    return _asked(repo).count({"aborted": SLOW})
+
+
+def _wait_until(question: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
-    while what not in _asked(repo):
-        assert time.monotonic() < deadline, f"the fake never saw {what}"
+    while not question():
+        assert time.monotonic() < deadline, "the fake never saw it"
         time.sleep(0.02)
 
 
@@ -182,7 +189,7 @@ def test_stop_strings_end_the_answer_and_the_engines_work(server: Server, repo: 
     given = {"return_finish_reason": True, "return_stop_reason": True, "sampling_param_max_tokens": ENDLESS}
     (answer,) = _ask(server, sampling_param_stop=["nowhere", "so,"], sampling_param_seed=SLOW, **given)
     assert (answer["text_output"], answer["finish_reason"], answer["stop_reason"]) == ("日本 it's ", "stop", "so,")
-    _wait_for(repo, {"aborted": SLOW})
+    _wait_until(lambda: _aborted(repo) > 0)
 
 
 def test_the_prompt_comes_with_the_answer_if_wanted(server: Server) -> None:
@@ -256,19 +263,38 @@ def test_stop_by_request_id(server: Server, stream: Stream, repo: Path) -> None:
         assert error is None
     assert reason == b"cancelled"
     other.close()
-    _wait_for(repo, {"aborted": SLOW})
+    _wait_until(lambda: _aborted(repo) > 0)
 
 
 def test_a_client_that_goes_away_ends_the_engines_work(server: Server, repo: Path) -> None:
-    before = _asked(repo).count({"aborted": SLOW})
+    before = _aborted(repo)
     going = Stream(server)
     going.ask(streaming=True, sampling_param_seed=SLOW, sampling_param_max_tokens=ENDLESS)
     going.next()
     going.cut()
-    deadline = time.monotonic() + 20
-    while _asked(repo).count({"aborted": SLOW}) == before:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    _wait_until(lambda: _aborted(repo) > before)
+
+
+@pytest.mark.parametrize("decoupled", [True, False])
+def test_the_front_tells_of_clients_that_go_away(filled: Callable[..., Path], decoupled: bool) -> None:
+    """It never cancels at Triton: its stop alone ends the engine's work, of that call and no other."""
+    repo = filled({"gpu": {"decoupled": decoupled}}, max_batch_size=4, max_num_tokens=256)
+    slow = {"sampling_param_seed": SLOW, "sampling_param_max_tokens": ENDLESS, "streaming": decoupled}
+    with _launch(repo, front=True) as server, contextlib.ExitStack() as stack:
+        staying, going = (stack.enter_context(contextlib.closing(Stream(server))) for _ in range(2))
+        staying.ask(**slow)
+        going.ask(**slow)
+        host, port = server.endpoint.http_url.removeprefix("http://").split(":")
+        over_http = stack.enter_context(contextlib.closing(http.client.HTTPConnection(host, int(port), timeout=20)))
+        way = "generate_stream" if decoupled else "generate"
+        over_http.request("POST", f"/v2/models/tensorrt_llm/{way}", json.dumps({"text_input": PROMPT, **slow}))
+        _wait_until(lambda: sum("params" in line for line in _asked(repo)) == 3)
+        going.cut()
+        _wait_until(lambda: _aborted(repo) == 1)
+        over_http.close()
+        _wait_until(lambda: _aborted(repo) == 2)
+        staying.cut()
+        _wait_until(lambda: _aborted(repo) == 3)
 
 
 def test_more_than_batch_and_queue_is_unavailable(server: Server) -> None:

@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-import struct
-
 from tritonclient.grpc import service_pb2
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from shardyard.calls import ENDED
 
-__all__ = ["stop_request"]
+__all__ = ["ENGINE", "stop_request"]
 
-#: The model that is the engine, and what it wants of a request beside ``stop``.
-_ENGINE = "tensorrt_llm"
-_LENGTHS = ("input_lengths", "request_output_len")
+#: The model that is the engine.
+ENGINE = "tensorrt_llm"
+
+_STOP = "stop"
+
+#: A one of the types that ``stop`` and what a model wants beside it have.
+_ONES = {"TYPE_BOOL": b"\1", "TYPE_INT32": b"\1\0\0\0"}
 
 
-def stop_request(call: str) -> bytes:
-    """Return a ModelInferRequest that ends what the engine does for a call."""
+def stop_request(call: str, model: ModelConfig) -> bytes:
+    """Return a ModelInferRequest that ends what the engine does for a call.
+
+    ``model``: its configuration. Around an engine it has batches and wants lengths, around the LLM API neither.
+    """
     ended = {ENDED: service_pb2.InferParameter(string_param=call)}
-    request = service_pb2.ModelInferRequest(model_name=_ENGINE, parameters=ended)
-    for name in _LENGTHS:
-        request.inputs.add(name=name, datatype="INT32", shape=[1, 1])
-        request.raw_input_contents.append(struct.pack("<i", 1))
-    request.inputs.add(name="stop", datatype="BOOL", shape=[1, 1])
-    request.raw_input_contents.append(b"\1")
-    request.outputs.add(name="output_ids")
+    request = service_pb2.ModelInferRequest(model_name=ENGINE, parameters=ended)
+    for tensor in model.input:
+        type = DataType.Name(tensor.data_type)
+        if type in _ONES and (tensor.name == _STOP or not tensor.optional):
+            shape = [1] * (len(tensor.dims) + (model.max_batch_size > 0))
+            request.inputs.add(name=tensor.name, datatype=type.removeprefix("TYPE_"), shape=shape)
+            request.raw_input_contents.append(_ONES[type])
+    for tensor in model.output[:1]:
+        request.outputs.add(name=tensor.name)
     serialized: bytes = request.SerializeToString()
     return serialized

@@ -7,12 +7,14 @@ import contextlib
 from typing import Any
 
 import grpc
+from tritonclient.grpc import service_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from shardyard.triton.front.requests import stop_request
+from shardyard.triton.front.requests import ENGINE, stop_request
 
 __all__ = ["Stopper"]
 
-_STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+_SERVICE = "/inference.GRPCInferenceService/"
 
 
 class Stopper:
@@ -20,6 +22,7 @@ class Stopper:
 
     def __init__(self, channel: Any) -> None:
         self._channel = channel
+        self._model: ModelConfig | None = None
         # A task that nobody holds may be collected before it is done.
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -32,8 +35,16 @@ class Stopper:
     async def _stop(self, call: str) -> None:
         """Send it, and read its answer to the end. A repository without the engine answers with an error."""
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            stream = self._channel.stream_stream(_STREAM)()
-            await stream.write(stop_request(call))
+            if self._model is None:
+                self._model = await self._ask_model()
+            stream = self._channel.stream_stream(f"{_SERVICE}ModelStreamInfer")()
+            await stream.write(stop_request(call, self._model))
             await stream.done_writing()
             while await stream.read() is not grpc.aio.EOF:
                 pass
+
+    async def _ask_model(self) -> ModelConfig:
+        """Ask Triton what the engine's model takes."""
+        asked = service_pb2.ModelConfigRequest(name=ENGINE).SerializeToString()
+        answer = await self._channel.unary_unary(f"{_SERVICE}ModelConfig")(asked)
+        return service_pb2.ModelConfigResponse.FromString(answer).config

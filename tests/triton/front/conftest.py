@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from tritonclient.grpc import service_pb2
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 
 from shardyard.log import Log
 from shardyard.triton.front.conversation import Rules
@@ -32,12 +33,14 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
     """Answers by what a request's model name says; speaks and takes bytes.
 
     ``requests``: every ModelInferRequest. ``calls``: request id → the call it came with.
+    ``looked_at``: models whose configuration was asked for.
     ``ended``: streams and calls that were read to their end by whoever called;
     ``cancelled``: those that were not.
     """
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
+        self.looked_at: list[str] = []
         self.calls: dict[str, str] = {}
         self.metadata: list[dict[str, Any]] = []
         self.ended: list[str] = []
@@ -49,6 +52,8 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
         """Return the handler of a call."""
         if details.method == f"{SERVICE}ModelStreamInfer":
             return grpc.stream_stream_rpc_method_handler(self._stream)
+        if details.method == f"{SERVICE}ModelConfig":
+            return grpc.unary_unary_rpc_method_handler(self._config)
         return grpc.unary_unary_rpc_method_handler(
             self._infer if details.method == f"{SERVICE}ModelInfer" else self._other
         )
@@ -79,6 +84,13 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
         await context.send_initial_metadata(BEGIN)
         context.set_trailing_metadata((("triton", "end"),))
         return b"same " + request
+
+    async def _config(self, request: bytes, context: Any) -> bytes:
+        name = service_pb2.ModelConfigRequest.FromString(request).name
+        self._note(self.looked_at, name)
+        config = ModelConfig(name=name, max_batch_size=8)
+        answer: bytes = service_pb2.ModelConfigResponse(config=config).SerializeToString()
+        return answer
 
     async def _infer(self, request: bytes, context: Any) -> bytes:
         asked = Request.FromString(request)

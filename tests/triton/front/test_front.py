@@ -15,6 +15,10 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from shardyard.log import Log
+from shardyard.model_repo.config import ModelSettings, python_config
+from shardyard.model_repo.gpu_tensors import gpu_models
+from shardyard.model_repo.llm_api_tensors import LLM_API_MODELS
+from shardyard.model_repo.tensors import MODELS
 from shardyard.triton.front.conversation import Rules
 from shardyard.triton.front.frames import PREFACE
 from shardyard.triton.front.grpc_relay import GrpcRelay
@@ -217,12 +221,39 @@ def test_nobody_behind_it() -> None:
     assert asyncio.run(asyncio.wait_for(ask(), 20)) == [grpc.StatusCode.UNAVAILABLE] * 3
 
 
-def test_a_stop_is_what_the_engine_takes() -> None:
-    stop = service_pb2.ModelInferRequest.FromString(stop_request("name"))
-    assert stop.model_name == "tensorrt_llm"
-    assert stop.parameters["shardyard_ended"].string_param == "name"
-    assert [each.name for each in stop.inputs] == ["input_lengths", "request_output_len", "stop"]
-    assert len(stop.raw_input_contents) == 3
+@pytest.mark.parametrize(
+    ("engine", "inputs", "output"),
+    [
+        (MODELS, {name: [1, 1] for name in ("input_lengths", "request_output_len", "stop")}, "output_ids"),
+        (
+            gpu_models("FP32", "FP16"),
+            {"input_lengths": [1, 1], "request_output_len": [1, 1], "stop": [1, 1]},
+            "output_ids",
+        ),
+        (LLM_API_MODELS, {"stop": [1]}, "text_output"),
+    ],
+    ids=["cpu", "gpu", "LLM API"],
+)
+def test_a_stop_is_what_the_engine_s_model_takes(engine: Any, inputs: dict[str, list[int]], output: str) -> None:
+    batch = 0 if engine is LLM_API_MODELS else 8
+    model = python_config(ModelSettings("tensorrt_llm", batch), engine)
+    stop = service_pb2.ModelInferRequest.FromString(stop_request("name", model))
+    assert (stop.model_name, stop.id, stop.parameters["shardyard_ended"].string_param) == ("tensorrt_llm", "", "name")
+    assert {each.name: list(each.shape) for each in stop.inputs} == inputs
+    declared = {tensor.name: tensor for tensor in engine["tensorrt_llm"].inputs}
+    assert [each.datatype for each in stop.inputs] == [declared[each.name].type for each in stop.inputs]
+    sizes = [{"BOOL": 1, "INT32": 4}[each.datatype] for each in stop.inputs]
+    assert stop.raw_input_contents == [b"\1".ljust(size, b"\0") for size in sizes]
+    assert [each.name for each in stop.outputs] == [output]
+
+
+def test_the_engine_s_model_is_looked_at_once(front: Any) -> None:
+    for number in (1, 2):
+        with grpc.insecure_channel(front.address) as channel:
+            going = stream(channel, [request("slow", str(number))])
+            next(going)
+        front.triton.wait(lambda number=number: len(front.triton.stops()) == number)
+    assert front.triton.looked_at == ["tensorrt_llm"]
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate, None])
