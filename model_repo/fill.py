@@ -64,7 +64,8 @@ def check_target(pipeline: Pipeline) -> None:
         raise PipelineError(
             f"engine.target={target} cannot be served from here yet",
             why="launch and supervision are for the CPU engine and TensorRT-LLM's C++ backend",
-            fix="run what shardyard serve --print shows, or set engine.target to cpu or tensorrt_llm",
+            fix="make its repository with shardyard fill and run what shardyard serve --print shows, or set "
+            "engine.target to cpu or tensorrt_llm",
         )
 
 

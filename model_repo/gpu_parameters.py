@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from shardyard.gpu_spec import GPU_WORKER
 from shardyard.spec import Pipeline
 
 __all__ = ["engine_parameters"]
@@ -18,9 +19,6 @@ _Value = str | bool | int | float | Sequence[int] | None
 
 #: Milliseconds between two looks for cancelled requests, and between two updates of the metrics: the defaults.
 _PERIOD_MS = 100
-
-#: Below Triton's folder, the program of an orchestrator's workers.
-_WORKER = "backends/tensorrtllm/trtllmExecutorWorker"
 
 
 def engine_parameters(pipeline: Pipeline, engine_path: str) -> dict[str, str]:
@@ -48,7 +46,7 @@ def engine_parameters(pipeline: Pipeline, engine_path: str) -> dict[str, str]:
         "gpu_device_ids": gpu.device_ids or None,
         "participant_ids": gpu.participant_ids or None,
         "num_nodes": gpu.num_nodes,
-        "executor_worker_path": f"{gpu.server}/{_WORKER}" if gpu.mode == "orchestrator" else None,
+        "executor_worker_path": str(gpu.image / GPU_WORKER) if gpu.mode == "orchestrator" else None,
         "FORCE_CPU_ONLY_INPUT_TENSORS": "no",
         # The C++ backend has no use for it, and says so in its log when it is set.
         "tokenizer_dir": "",

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from shardyard.section import Positive, Section
 
-__all__ = ["GpuServeSpec"]
+__all__ = ["GPU_WORKER", "IMAGE", "GpuServeSpec"]
+
+#: Where NVIDIA's images have Triton.
+IMAGE = Path("/opt/tritonserver")
+
+#: Below it, what an orchestrator starts for each rank.
+GPU_WORKER = Path("backends/tensorrtllm/trtllmExecutorWorker")
 
 
 class GpuServeSpec(Section):
@@ -20,7 +27,7 @@ class GpuServeSpec(Section):
     ] = "leader"
     server: Annotated[
         str, Field(min_length=1, description="folder with bin/tritonserver and the C++ backend, as in NVIDIA's images")
-    ] = "/opt/tritonserver"
+    ] = str(IMAGE)
     device_ids: Annotated[
         tuple[Annotated[int, Field(ge=0)], ...],
         Field(strict=False, description="each rank's GPU, by number on its host; empty: 0, 1, 2 …"),
@@ -57,3 +64,8 @@ class GpuServeSpec(Section):
     xgrammar_tokenizer_info: Annotated[
         str | None, Field(description="the file that guided decoding needs: TensorRT-LLM's tool makes it")
     ] = None
+
+    @property
+    def image(self) -> Path:
+        """The folder ``server``, as an absolute path."""
+        return Path(self.server).expanduser().absolute()

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from shardyard.gpu_spec import GPU_WORKER
 from shardyard.triton import guard
 from shardyard.triton.post_mortem import Ended
 from shardyard.triton.rank_entry import RANK_VARIABLES
-from shardyard.triton.server_files import GPU_WORKER, STUB
+from shardyard.triton.server_files import STUB
 
 __all__ = ["tritons_children"]
 
@@ -21,7 +22,8 @@ def tritons_children(token: str) -> list[tuple[int, Ended]]:
             program, *arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
             if program.endswith(STUB):
                 found.append((pid, Ended.model_process(Path(arguments[0]).parent.parent.name)))
-            elif any(word.endswith(GPU_WORKER) for word in (program, *arguments[:1])):  # A script's name comes second.
+            # A script's name comes second.
+            elif any(word.endswith(GPU_WORKER.name) for word in (program, *arguments[:1])):
                 found.append((pid, Ended.spawned_worker(_rank(pid))))
     return found
 

@@ -75,10 +75,9 @@ class GpuForm:
     def server(self, *, look: bool) -> ServerFiles:
         """Return the image's."""
         gpu = self.pipeline.serve.gpu
-        image = Path(gpu.server).expanduser().absolute()
         if not look:
-            return gpu_server(image)
-        return find_gpu_server(image, spawns=gpu.mode == "orchestrator" and not gpu.participant_ids)
+            return gpu_server(gpu.image)
+        return find_gpu_server(gpu.image, spawns=gpu.mode == "orchestrator" and not gpu.participant_ids)
 
     def check(self, launcher: Launcher, placement: Placement, console: Console) -> None:
         """Check versions, GPUs and their memory, shared memory, open files, and that the ranks find each other.

@@ -18,12 +18,11 @@ import yaml
 from shardyard.errors import ArtifactError, PipelineError
 from shardyard.spec import Pipeline
 from shardyard.triton.control import restrictions
+from shardyard.triton.server_files import gpu_server
 from shardyard.triton.world import ENGINE_MODEL
 
 __all__ = ["LlmApiLaunch", "print_llm_api_launch"]
 
-#: Where NVIDIA's images have the server; the launch runs inside one.
-_SERVER = "/opt/tritonserver/bin/tritonserver"
 #: The image's program that makes MPI's ranks the workers of an LLM.
 _WORKERS = "trtllm-llmapi-launch"
 
@@ -43,7 +42,7 @@ class LlmApiLaunch:
         doors = (("http", serve.http_port), ("grpc", serve.grpc_port), ("metrics", serve.metrics_port))
         return [
             *([_WORKERS] if self.ranks > 1 else []),
-            _SERVER,
+            str(gpu_server(serve.gpu.image).binary),
             f"--model-repository={self.model_repo}",
             "--disable-auto-complete-config",
             f"--backend-config=python,shm-region-prefix-name=shardyard-{self.pipeline.name}-",

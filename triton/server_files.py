@@ -11,18 +11,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from shardyard.errors import ToolchainError
+from shardyard.gpu_spec import GPU_WORKER, IMAGE
 from shardyard.mpi import mpi_libraries
 from shardyard.toolchain import package_version
 
-__all__ = ["IMAGE", "ServerFiles", "find_gpu_server", "find_server", "gpu_server", "prepare_backends"]
-
-#: Where NVIDIA's images have Triton.
-IMAGE = Path("/opt/tritonserver")
+__all__ = ["ServerFiles", "find_gpu_server", "find_server", "gpu_server", "prepare_backends"]
 
 STUB = "triton_python_backend_stub"
-
-#: What an orchestrator starts for each rank.
-GPU_WORKER = "trtllmExecutorWorker"
 
 BACKEND_FILES = ("libtriton_python.so", "triton_python_backend_utils.py")
 
@@ -79,9 +74,8 @@ def find_gpu_server(image: Path, *, spawns: bool) -> ServerFiles:
     Raises:
         ToolchainError: this is no image with it, or its Python backend does not fit this interpreter.
     """
-    backend = image / "backends" / "tensorrtllm"
-    wanted = [image / "bin" / "tritonserver", backend / "libtriton_tensorrtllm.so"]
-    wanted += [backend / GPU_WORKER] if spawns else []
+    wanted = [gpu_server(image).binary, image / GPU_WORKER.with_name("libtriton_tensorrtllm.so")]
+    wanted += [image / GPU_WORKER] if spawns else []
     missing = [str(path) for path in wanted if not path.is_file()]
     if missing:
         raise ToolchainError(

@@ -104,6 +104,7 @@ def test_parameters_that_are_asked_for(fill_gpu: Fill, tmp_path: Path) -> None:
         lookahead=[3, 3, 3],
         guided_decoding_backend="xgrammar",
         xgrammar_tokenizer_info=str(info),
+        server="~/triton",
     )
     parameters = _parameters(repo, "tensorrt_llm")
     assert {
@@ -115,7 +116,7 @@ def test_parameters_that_are_asked_for(fill_gpu: Fill, tmp_path: Path) -> None:
         "lookahead_verification_set_size": "3",
         "guided_decoding_backend": "xgrammar",
         "xgrammar_tokenizer_info_path": str(info),
-        "executor_worker_path": "/opt/tritonserver/backends/tensorrtllm/trtllmExecutorWorker",
+        "executor_worker_path": str(Path.home() / "triton" / "backends" / "tensorrtllm" / "trtllmExecutorWorker"),
     }.items() <= parameters.items()
 
 

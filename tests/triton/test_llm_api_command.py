@@ -61,6 +61,8 @@ def test_more_ranks_are_the_first_ones_workers() -> None:
     command = _launch(4, gpu={"device_ids": [4, 5, 6, 7]}).command()
     start = ["mpirun", "--allow-run-as-root", "--bind-to", "none", "-x", "CUDA_VISIBLE_DEVICES=4,5,6,7", "-n", "4"]
     assert command == [*start, "trtllm-llmapi-launch", *SERVER]
+    elsewhere = _launch(1, gpu={"server": "/mine"}).command()
+    assert elsewhere == ["/mine/bin/tritonserver", *SERVER[1:]]
     assert _launch(2).command()[:7] == [*start[:4], "-n", "2", "trtllm-llmapi-launch"]
 
 

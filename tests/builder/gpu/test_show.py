@@ -80,7 +80,7 @@ def test_launching_waits(llama_70b: Path, gpu_pipeline: MakePipeline) -> None:
     check_target(gpu_pipeline(llama_70b))
     with pytest.raises(PipelineError, match="tensorrt_llm_api cannot be served from here yet") as error:
         check_target(gpu_pipeline(llama_70b, target="tensorrt_llm_api"))
-    assert "engine.target" in error.value.fix
+    assert "shardyard fill and run what shardyard serve --print shows" in error.value.fix
 
 
 def test_up_says_so_before_any_work(llama_70b: Path, shardyard: Any, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ import pytest
 
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, LaunchError, PipelineError, ShardyardError, ToolchainError
+from shardyard.gpu_spec import GPU_WORKER
 from shardyard.spec import Pipeline
 from shardyard.triton.forms import choose_form
 from shardyard.triton.launcher import choose_launcher
 from shardyard.triton.serve import launch
-from shardyard.triton.server_files import GPU_WORKER
 
 #: A rank's engine of 4 bytes, the reserve of 2 GiB, and 4,096 tokens of 64 KiB in 0.9 of the rest.
 NEEDED_MIB = 2049 + (4096 * 64 * 10 // 9) // 1024
@@ -268,10 +268,10 @@ REFUSALS = [
     ),
     Refusal(
         "no worker for an orchestrator",
-        lambda m: (m.image / "backends" / "tensorrtllm" / GPU_WORKER).unlink(),
+        lambda m: (m.image / GPU_WORKER).unlink(),
         ToolchainError,
         "TensorRT-LLM's C++ backend for Triton was not found",
-        GPU_WORKER,
+        GPU_WORKER.name,
         "serve.gpu.server",
         {"mode": "orchestrator"},
     ),
