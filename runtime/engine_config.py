@@ -16,7 +16,7 @@ from shardyard.runtime.native.products import Level
 from shardyard.runtime.network import ComputeType, KvType, WeightType
 from shardyard.toolchain import cpu_features, package_version
 
-__all__ = ["DRAFT", "CpuTarget", "EngineConfig", "check_machine", "rank_engine", "read_engine_config"]
+__all__ = ["DRAFT", "CpuTarget", "EngineConfig", "check_machine", "file_of", "rank_engine", "read_engine_config"]
 
 #: Where in the engine's folder the model that drafts lies, an engine of one rank.
 DRAFT = "draft"
@@ -76,6 +76,11 @@ class EngineConfig:
     def kv_blocks(self) -> int:
         """Blocks that the key/value cache has."""
         return -(-self.cpu.kv_cache_tokens // BLOCK_TOKENS)
+
+
+def file_of(rank: int, tp: int, cp: int) -> int:
+    """Return the number of the file that a rank of the world reads; context-parallel peers read the same."""
+    return rank // (tp * cp) * tp + rank % tp
 
 
 def rank_engine(rank: int) -> str:

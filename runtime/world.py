@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from shardyard.errors import LaunchError
 from shardyard.runtime.adapters.orders import Loaded, LoadOrder
+from shardyard.runtime.engine_config import file_of
 from shardyard.runtime.hosts import host_name
 from shardyard.runtime.plain_words import speak_plainly
 from shardyard.runtime.rank_times import RankTimes
@@ -53,7 +54,7 @@ class World:
         self.comm: Any = _join(self.size, apart)
         self.rank: int = self.comm.Get_rank() if self.comm else 0
         self.stage, self.cp_rank, self.tp_rank = self.rank // (tp * cp), self.rank // tp % cp, self.rank % tp
-        self.file = self.stage * tp + self.tp_rank
+        self.file = file_of(self.rank, tp, cp)
         #: Seconds of waiting for what others send, and of sending; bytes sent.
         self.receiving_s = self.sending_s = self.sent_bytes = 0.0
         #: The leader's process, if it is another one on this host.

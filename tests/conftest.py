@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,32 @@ def enter_allocation(monkeypatch: pytest.MonkeyPatch, folder: Path, nodes: list[
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.setenv("FAKE_SLURM_CALLS", str(calls))
     return calls
+
+
+def ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=True, timeout=10, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[tuple[str, str]]:
+    """Make a second host, and return the address of this one and of that one, which is called ``node-2``.
+
+    It is a network namespace of this machine: that takes root and iproute2. ``enter_host.sh`` reaches it.
+    """
+    net = os.getpid() % 200 + 20
+    here, there, bridge = f"10.77.{net}.1", f"10.77.{net}.2", f"sybr{net}"
+    space = f"sy-{there}"
+    ip("netns", "add", space)
+    try:
+        ip("link", "add", bridge, "type", "veth", "peer", "name", "eth0", "netns", space)
+        ip("addr", "add", f"{here}/24", "dev", bridge)
+        ip("link", "set", bridge, "up")
+        ip("-n", space, "addr", "add", f"{there}/24", "dev", "eth0")
+        for device in ("eth0", "lo"):
+            ip("-n", space, "link", "set", device, "up")
+        yield here, there
+    finally:
+        ip("netns", "del", space)
 
 
 class Fakes:

@@ -3,43 +3,37 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from shardyard.builder.targets.gpu_here import Programs, check_world, programs_beside
+from shardyard.builder.targets.gpu_here import check_world
 from shardyard.console import Console
-from shardyard.errors import PipelineError, ToolchainError
-from shardyard.mpi import child_environment
+from shardyard.errors import PipelineError
+from shardyard.runtime.engine_config import file_of, rank_engine, read_engine_config
 from shardyard.spec import Pipeline
 from shardyard.triton.command import Launch
 from shardyard.triton.gpu_command import GpuLaunch
-from shardyard.triton.gpu_preflight import preflight_gpu, read_needs
+from shardyard.triton.gpu_preflight import find_trtllm
+from shardyard.triton.host_share import HostShare
 from shardyard.triton.hosts import Placement
 from shardyard.triton.launcher import Launcher, Mpirun
-from shardyard.triton.preflight import preflight
 from shardyard.triton.server_files import ServerFiles, find_gpu_server, find_server, gpu_server
 from shardyard.triton.world import World, read_world
 
 __all__ = ["CpuForm", "Form", "GpuForm", "choose_form"]
-
-#: What lies in the environment of TensorRT-LLM beside its Python and its mpirun.
-_TRTLLM = "trtllm-build"
 
 
 @dataclass(frozen=True)
 class CpuForm:
     """Triton is rank 0, the others are workers of the embedded engine.
 
-    As with the other form: ``command`` is the class of its command lines, ``gpus`` says whether its ranks run on GPUs,
-    and what does not ``look`` says where things have to be, without seeing whether they are there.
+    As with the other form: ``command`` is the class of its command lines, and what does not ``look`` says where things
+    have to be, without seeing whether they are there.
     """
 
     world: World
     command: type[Launch] = Launch
-    gpus: bool = False
 
     def mpirun(self, *, look: bool) -> Path | None:
         """Return None: the one beside this interpreter."""
@@ -49,9 +43,22 @@ class CpuForm:
         """Return the image's or the wheel's."""
         return find_server()
 
-    def check(self, launcher: Launcher, placement: Placement, console: Console) -> None:
-        """Check engine, memory, shared memory and open files."""
-        preflight(self.world)
+    def shares(self, placement: Placement) -> dict[str, HostShare]:
+        """Return what each host takes, rank 0's first.
+
+        Raises:
+            ArtifactError: the engine's configuration is broken.
+        """
+        config = read_engine_config(self.world.engine) if self.world.engine else None
+        tp, cp = (config.tp, config.cp) if config else (self.world.ranks, 1)
+        return {
+            host: HostShare(tuple(rank_engine(file_of(rank, tp, cp)) for rank in ranks))
+            for host, ranks in placement.ranks_by_host(self.world.ranks).items()
+        }
+
+    def check(self, launcher: Launcher, share: HostShare, console: Console) -> None:
+        """Check this host for its share: engine, memory, shared memory and open files."""
+        share.check(self.world.engine, console)
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,6 @@ class GpuForm:
     pipeline: Pipeline
     ranks: int
     command: type[Launch] = GpuLaunch
-    gpus: bool = True
 
     def mpirun(self, *, look: bool) -> Path | None:
         """Return the one that belongs to TensorRT-LLM's MPI.
@@ -70,7 +76,7 @@ class GpuForm:
         Raises:
             ToolchainError: this is not TensorRT-LLM's environment.
         """
-        return Path(self._programs().mpirun if look else "mpirun")
+        return Path(find_trtllm().mpirun if look else "mpirun")
 
     def server(self, *, look: bool) -> ServerFiles:
         """Return the image's."""
@@ -79,30 +85,39 @@ class GpuForm:
             return gpu_server(gpu.image)
         return find_gpu_server(gpu.image, spawns=gpu.mode == "orchestrator" and not gpu.participant_ids)
 
-    def check(self, launcher: Launcher, placement: Placement, console: Console) -> None:
-        """Check versions, GPUs and their memory, shared memory, open files, and that the ranks find each other.
+    def shares(self, placement: Placement) -> dict[str, HostShare]:
+        """Return what each host takes, rank 0's first.
 
         Raises:
             PipelineError: serve.gpu does not fit where the ranks are.
+        """
+        engine, spec = self.world.engine or Path(), self.pipeline.engine
+        devices = _devices(self.pipeline, self.ranks, placement, engine)
+        by_host = placement.ranks_by_host(self.ranks)
+        if self.pipeline.serve.gpu.mode == "orchestrator":
+            by_host = {next(iter(by_host)): list(range(self.ranks))}
+        return {
+            host: HostShare(
+                tuple(map(rank_engine, ranks)),
+                tuple(devices[rank] for rank in ranks),
+                spec.kv_cache_tokens,
+                spec.kv_memory_fraction,
+            )
+            for host, ranks in by_host.items()
+        }
+
+    def check(self, launcher: Launcher, share: HostShare, console: Console) -> None:
+        """Check this host for its share, and that the ranks find each other.
+
+        Versions, GPUs and their memory, shared memory, open files.
+
+        Raises:
             ToolchainError: see ``preflight_gpu``; or mpirun is not that of TensorRT-LLM's MPI.
             LaunchError: see ``preflight_gpu``.
         """
-        engine = self.world.engine or Path()
-        devices = _devices(self.pipeline, self.ranks, placement, engine)
-        programs = self._programs()
-        preflight_gpu(read_needs(engine, self.pipeline.engine), devices, programs, console)
+        share.check(self.world.engine, console)
         if self.world.ranks > 1 and isinstance(launcher, Mpirun):
-            check_world(self.world.ranks, programs)
-
-    def _programs(self) -> Programs:
-        found = shutil.which(_TRTLLM, path=child_environment()["PATH"])
-        if found is None:
-            raise ToolchainError(
-                "TensorRT-LLM was not found",
-                why=f"{_TRTLLM} is not on PATH; its Python and its mpirun lie beside it",
-                fix="run shardyard inside the image that built the engine, or look with --print",
-            )
-        return programs_beside(Path(found))
+            check_world(self.world.ranks, find_trtllm())
 
 
 Form: TypeAlias = CpuForm | GpuForm
@@ -125,32 +140,29 @@ def choose_form(pipeline: Pipeline, model_repo: Path, world: World | None = None
 
 
 def _devices(pipeline: Pipeline, ranks: int, placement: Placement, engine: Path) -> list[int]:
-    """Return the GPUs of this host that ranks of the engine use.
+    """Return the GPU of each of the engine's ranks, by its number on the rank's host.
 
     Raises:
         PipelineError: hosts, mode and GPUs do not fit together.
     """
-    gpu, hosts = pipeline.serve.gpu, placement.hosts
-    nodes = len(set(hosts)) or 1
+    gpu = pipeline.serve.gpu
+    by_host = placement.ranks_by_host(ranks)
+    nodes = len(by_host)
     if nodes > 1 and gpu.mode == "orchestrator":
         raise _misfit(
             "mode", gpu.mode, "an orchestrator's ranks are launched on one host alone", "serve.gpu.mode=leader"
         )
     if nodes != gpu.num_nodes:
         raise _misfit("num_nodes", gpu.num_nodes, f"the ranks go to {nodes} host(s)", f"serve.gpu.num_nodes={nodes}")
-    if nodes == 1:
+    if gpu.device_ids or nodes == 1:
         return list(gpu.device_ids or range(ranks))
-    taken: Counter[str] = Counter()
-    local = []
-    for host in hosts:
-        local.append(taken[host])
-        taken[host] += 1
+    local = [number for on_host in by_host.values() for number in range(len(on_host))]
     mapping = json.loads((engine / "config.json").read_text(encoding="utf-8"))["pretrained_config"]["mapping"]
     per_node = int(mapping.get("gpus_per_node", 8))
-    if not gpu.device_ids and local != [rank % per_node for rank in range(ranks)]:
+    if local != [rank % per_node for rank in range(ranks)]:
         why = f"without it rank N takes GPU N modulo {per_node} (gpus_per_node), and hosts count theirs from 0"
         raise _misfit("device_ids", [], why, f"'serve.gpu.device_ids={local}'")
-    return [device for device, host in zip(gpu.device_ids or local, hosts, strict=True) if host == hosts[0]]
+    return local
 
 
 def _misfit(field: str, value: object, why: str, setting: str) -> PipelineError:

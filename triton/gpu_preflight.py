@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.builder.targets.gpu_here import Programs, check_architecture, check_driver, check_versions
+from shardyard.builder.targets.gpu_here import (
+    Programs,
+    check_architecture,
+    check_driver,
+    check_versions,
+    programs_beside,
+)
 from shardyard.builder.targets.limits import RESERVE
 from shardyard.builder.targets.tensorrt_llm import REPORT
 from shardyard.console import Console, human_bytes
-from shardyard.engine_spec import EngineSpec
 from shardyard.errors import ArtifactError, LaunchError, ToolchainError
 from shardyard.gpus import GpuHere, read_gpus, visible_gpus
 from shardyard.manifest import read_manifest
+from shardyard.mpi import child_environment
 from shardyard.toolchains import PINS, ToolChain
 from shardyard.triton.preflight import SHM_BASE, check_open_files, check_shared_memory
 
-__all__ = ["GpuNeeds", "check_devices", "preflight_gpu", "read_needs"]
+__all__ = ["GpuNeeds", "find_trtllm", "preflight_gpu", "read_needs"]
 
 #: Bytes of shared memory that ranks of one host want for NCCL, as NVIDIA's containers advise (--shm-size=1g).
 _SHM_NCCL = 1 << 30
+
+#: What lies in the environment of TensorRT-LLM beside its Python and its mpirun.
+_TRTLLM = "trtllm-build"
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _ON_THE_MACHINE = "run this on the machine that the engine was built for, or look with --print"
@@ -51,8 +61,27 @@ class GpuNeeds:
         return self.weights + RESERVE + int(self.cache_tokens * self.token_bytes / self.fraction)
 
 
-def read_needs(engine: Path, spec: EngineSpec) -> GpuNeeds:
+def find_trtllm() -> Programs:
+    """Return the mpirun and the Python of TensorRT-LLM's environment.
+
+    Raises:
+        ToolchainError: this is not that environment.
+    """
+    found = shutil.which(_TRTLLM, path=child_environment()["PATH"])
+    if found is None:
+        raise ToolchainError(
+            "TensorRT-LLM was not found",
+            why=f"{_TRTLLM} is not on PATH; its Python and its mpirun lie beside it",
+            fix="run shardyard inside the image that built the engine, or look with --print",
+        )
+    return programs_beside(Path(found))
+
+
+def read_needs(engine: Path, tokens: int | None, fraction: float) -> GpuNeeds:
     """Read what an engine's build has left.
+
+    ``tokens``: what a rank's cache is to hold, by default one longest sequence; ``fraction``: its share of the memory
+    that is left over.
 
     Raises:
         ArtifactError: it is unfinished or broken, or was made with a tool chain that is not known.
@@ -80,8 +109,7 @@ def read_needs(engine: Path, spec: EngineSpec) -> GpuNeeds:
             fix=_AGAIN,
         )
     weights = max(path.stat().st_size for path in engine.glob("rank*.engine"))
-    tokens = spec.kv_cache_tokens or longest
-    return GpuNeeds(chain, sm, gpu, weights, tokens, token_bytes, spec.kv_memory_fraction)
+    return GpuNeeds(chain, sm, gpu, weights, tokens or longest, token_bytes, fraction)
 
 
 def preflight_gpu(needs: GpuNeeds, devices: Sequence[int], programs: Programs, console: Console) -> None:
@@ -96,10 +124,10 @@ def preflight_gpu(needs: GpuNeeds, devices: Sequence[int], programs: Programs, c
     check_versions(needs.chain, programs, "run inside the image that built the engine")
     setting = os.environ.get(_VISIBLE)
     gpus = visible_gpus(read_gpus(_ON_THE_MACHINE), setting)
-    check_devices(needs, devices, gpus, "" if setting is None else f" under {_VISIBLE}={setting}", console)
+    _check_devices(needs, devices, gpus, "" if setting is None else f" under {_VISIBLE}={setting}", console)
 
 
-def check_devices(
+def _check_devices(
     needs: GpuNeeds, devices: Sequence[int], gpus: Sequence[GpuHere], under: str, console: Console
 ) -> None:
     """Check that ``gpus``, those that are visible ``under`` a setting, hold a rank on each of ``devices``.

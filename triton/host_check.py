@@ -1,6 +1,7 @@
 """Looks at every host before ranks start there.
 
-``python -m shardyard.triton.host_check ENGINE``, one process on each host, prints what it found as a line of JSON.
+``python -m shardyard.triton.host_check ENGINE HOST SHARE``, one process on each host, prints what it found as a line of
+JSON. SHARE is what the host takes of the launch; it checks itself for that, but for rank 0's host, which has done so.
 """
 
 from __future__ import annotations
@@ -11,30 +12,33 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shardyard import __version__
+from shardyard.console import Console
 from shardyard.content_hash import hash_file
-from shardyard.errors import LaunchError, ToolchainError
-from shardyard.gpus import GpuHere, read_gpus, visible_gpus
+from shardyard.errors import ArtifactError, LaunchError, ShardyardError, ToolchainError
 from shardyard.mpi import child_environment, own_session
 from shardyard.toolchain import package_version
 from shardyard.triton.clock import check_clocks
-from shardyard.triton.hosts import Placement
+from shardyard.triton.host_share import HostShare
 from shardyard.triton.launcher import Launcher
 
-__all__ = ["HostFacts", "check_hosts", "compare_gpus", "compare_hosts"]
+__all__ = ["HostFacts", "check_hosts", "compare_hosts"]
 
 _PACKAGES = ("mpi4py", "numpy", "openvino", "tensorrt_llm", "tensorrt")
 _MARK = "shardyard-host "
+
+_KINDS = {kind.__name__: kind for kind in (ArtifactError, LaunchError, ToolchainError)}
 
 
 @dataclass(frozen=True)
 class HostFacts:
     """One host: what is installed there, and the engine's files as ``name: bytes``. ``config`` is a hash, or empty.
 
-    ``clock``: seconds since 1970; ``gpus``: how many are visible there.
+    ``clock``: seconds since 1970; ``refusal``: the error with which the host refuses its share, by its class and parts.
     """
 
     name: str
@@ -42,15 +46,13 @@ class HostFacts:
     config: str
     files: dict[str, int]
     clock: float = 0.0
-    gpus: int = 0
+    refusal: tuple[str, ...] = ()
 
     @classmethod
-    def of_this(cls, name: str, engine: Path) -> HostFacts:
+    def of_this(cls, name: str, engine: Path, share: HostShare | None) -> HostFacts:
         """Look at this host."""
         versions = {"shardyard": __version__, "Python": platform.python_version()}
         versions |= {package: package_version(package) or "absent" for package in _PACKAGES}
-        gpus = _gpus()
-        versions |= {"GPU": gpus[0].name, "driver": gpus[0].driver} if gpus else {}
         config = engine / "config.json"
         return cls(
             name,
@@ -58,59 +60,61 @@ class HostFacts:
             hash_file(config) if config.is_file() else "",
             {path.name: path.stat().st_size for path in engine.glob("rank*.engine")},
             time.time(),
-            len(gpus),
+            _refusal(share, engine) if share else (),
         )
 
 
-def _gpus() -> list[GpuHere]:
+def _refusal(share: HostShare, engine: Path) -> tuple[str, ...]:
     try:
-        return visible_gpus(read_gpus(""), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    except ToolchainError:
-        return []
+        share.check(engine, Console(quiet=True))
+    except (ShardyardError, OSError) as error:
+        said = error if isinstance(error, ShardyardError) else LaunchError("the engine cannot be read", str(error))
+        return type(said).__name__, said.what, said.why, said.fix
+    return ()
 
 
-def check_hosts(placement: Placement, engine: Path, launcher: Launcher, timeout: float, *, gpus: bool = False) -> None:
-    """Ask every host, and compare what they say; with ``gpus`` each rank needs one.
+def check_hosts(shares: Mapping[str, HostShare], engine: Path, launcher: Launcher, timeout: float) -> None:
+    """Have every host look at itself, and compare what they say; ``shares``: what each takes, rank 0's first.
 
     Raises:
         LaunchError: a host cannot be reached in ``timeout`` seconds, lacks files of its ranks, or has other versions.
+        ShardyardError: a host refuses its share.
     """
     program = [sys.executable, "-m", "shardyard.triton.host_check", str(engine)]
-    segments = [(1, [*program, host], host) for host, _ in placement.segments()]
+    first, *others = shares
+    asked = {first: None, **{host: asdict(shares[host]) for host in others}}
+    segments = [(1, [*program, host, json.dumps(share)], host) for host, share in asked.items()]
     command = launcher.command(segments, {})
     try:
         with own_session() as session:
             environment = child_environment(session)
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        raise _unreachable(placement, f"no answer in {timeout:g} s") from None
+        raise _unreachable(shares, f"no answer in {timeout:g} s") from None
     found = {}
     for line in done.stdout.splitlines():
         if _MARK in line:
             facts = HostFacts(**json.loads(line.partition(_MARK)[2]))
             found[facts.name] = facts
     if len(found) < len(segments):
-        missing = sorted({host for host, _ in placement.segments()} - set(found))
+        missing = sorted(set(shares) - set(found))
         said = " ".join(line.strip() for line in done.stderr.splitlines() if line.strip("- "))
-        raise _unreachable(placement, f"nothing came from {', '.join(missing)}: {said[:600]}")
-    compare_hosts(placement, found)
-    if gpus:
-        compare_gpus(placement, found)
+        raise _unreachable(shares, f"nothing came from {', '.join(missing)}: {said[:600]}")
+    compare_hosts(shares, found)
 
 
-def compare_hosts(placement: Placement, found: dict[str, HostFacts]) -> None:
-    """Check that each host has its ranks' files, and what the first one has.
+def compare_hosts(shares: Mapping[str, HostShare], found: Mapping[str, HostFacts]) -> None:
+    """Check that each host has its ranks' files and what the first one has, and does not refuse its share.
 
     Raises:
         LaunchError: one has not.
+        ShardyardError: one refuses.
     """
     check_clocks({name: facts.clock for name, facts in found.items()})
-    first = found[placement.hosts[0]]
-    for rank, host in enumerate(placement.hosts):
+    first = found[next(iter(shares))]
+    for host, share in shares.items():
         facts = found[host]
-        name = f"rank{rank}.engine"
-        if name not in facts.files or facts.config != first.config:
-            lacks = f"no {name}" if facts.config == first.config else "another config.json, or none"
+        if lacks := _lacks(share, facts, first):
             raise LaunchError(
                 f"{host} does not have this engine",
                 why=f"in the engine's folder there is {lacks}",
@@ -125,38 +129,38 @@ def compare_hosts(placement: Placement, found: dict[str, HostFacts]) -> None:
             raise LaunchError(
                 f"{host} has other versions than {first.name}", why="; ".join(differ), fix="install the same on all"
             )
+        if facts.refusal:
+            kind, what, *why_and_fix = facts.refusal
+            raise _KINDS[kind](f"on {host}: {what}", *why_and_fix)
 
 
-def compare_gpus(placement: Placement, found: dict[str, HostFacts]) -> None:
-    """Check that each host has a GPU for each of its ranks; that they are of one kind is one of the versions.
-
-    Raises:
-        LaunchError: one has too few.
-    """
-    for host in dict.fromkeys(placement.hosts):
-        ranks = placement.hosts.count(host)
-        if found[host].gpus < ranks:
-            raise LaunchError(
-                f"{host} has {found[host].gpus} visible GPU(s) for {ranks} rank(s)",
-                why="each rank needs a GPU of its own",
-                fix="give it fewer ranks in serve.hosts, or make more of its GPUs visible there",
-            )
+def _lacks(share: HostShare, facts: HostFacts, first: HostFacts) -> str:
+    """Return what is not there of a host's files; they need not all be on the first host too."""
+    if facts.config != first.config:
+        return "another config.json, or none"
+    for name in share.files:
+        if name not in facts.files:
+            return f"no {name}"
+        if facts.files[name] != first.files.get(name, facts.files[name]):
+            return f"another {name}: {facts.files[name]} bytes, {first.files[name]} on {first.name}"
+    return ""
 
 
-def _unreachable(placement: Placement, why: str) -> LaunchError:
-    hosts = ", ".join(host for host, _ in placement.segments())
+def _unreachable(hosts: Iterable[str], why: str) -> LaunchError:
     return LaunchError(
-        f"not every host can start ranks: {hosts}",
+        f"not every host can start ranks: {', '.join(hosts)}",
         why=why,
         fix="ssh to it without a password must work (or name another way: serve.launch_agent), and the same "
         f"interpreter must lie there: {sys.executable}",
     )
 
 
-def _main(engine: Path, name: str) -> None:
+def _main(engine: Path, name: str, words: str) -> None:
+    share = json.loads(words)
+    facts = HostFacts.of_this(name, engine, HostShare.of(share) if share else None)
     # One write: mpirun mixes the lines of several processes.
-    os.write(1, (_MARK + json.dumps(asdict(HostFacts.of_this(name, engine))) + "\n").encode())
+    os.write(1, (_MARK + json.dumps(asdict(facts)) + "\n").encode())
 
 
 if __name__ == "__main__":
-    _main(Path(sys.argv[1]), sys.argv[2])
+    _main(Path(sys.argv[1]), *sys.argv[2:4])

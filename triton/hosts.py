@@ -44,6 +44,13 @@ class Placement:
         """Rank → host of those."""
         return {rank: self.hosts[rank] for rank in sorted(self.elsewhere)}
 
+    def ranks_by_host(self, ranks: int) -> dict[str, list[int]]:
+        """Return which of ``ranks`` each host has, rank 0's first; where none is named, all under an empty name."""
+        found: dict[str, list[int]] = {}
+        for rank, host in enumerate(self.hosts or [""] * ranks):
+            found.setdefault(host, []).append(rank)
+        return found
+
     def segments(self, first: int = 0) -> list[tuple[str, int]]:
         """Return host and number of the consecutive ranks from ``first`` on that share one."""
         return [(host, len(list(ranks))) for host, ranks in groupby(self.hosts[first:])]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -14,7 +15,6 @@ from shardyard.errors import LaunchError
 from shardyard.runtime.engine_config import DRAFT, EngineConfig, check_machine, rank_engine, read_engine_config
 from shardyard.triton.clock import check_clock
 from shardyard.triton.guard import SHM
-from shardyard.triton.world import World
 
 __all__ = ["SHM_BASE", "check_open_files", "check_shared_memory", "preflight"]
 
@@ -27,8 +27,8 @@ OPEN_FILES, FEWEST_OPEN_FILES = 65536, 1024
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
 
 
-def preflight(world: World) -> None:
-    """Check the machine; raise the limit of open files as far as this user may.
+def preflight(engine: Path | None, files: Sequence[str]) -> None:
+    """Check the machine for the ranks that read ``files``; raise the limit of open files as far as this user may.
 
     Raises:
         ArtifactError: the engine's configuration is broken.
@@ -36,17 +36,19 @@ def preflight(world: World) -> None:
         LaunchError: too little memory, shared memory or open files; a clock that is wrong.
     """
     check_open_files()
-    check_shared_memory(SHM_BASE + world.ranks * SHM_PER_RANK)
-    if world.engine:
-        check_clock(world.engine)
-        config = read_engine_config(world.engine)
-        check_machine(config, world.engine)
-        _check_memory(world.engine, config)
+    check_shared_memory(SHM_BASE + len(files) * SHM_PER_RANK)
+    if engine:
+        check_clock(engine)
+        config = read_engine_config(engine)
+        check_machine(config, engine)
+        _check_memory(engine, config, files)
 
 
-def _check_memory(engine: Path, config: EngineConfig) -> None:
-    weights, cache = sum(path.stat().st_size for path in engine.glob("rank*.engine")), cache_bytes(engine, config)
-    if config.cpu.speculative == "draft_model":
+def _check_memory(engine: Path, config: EngineConfig, files: Sequence[str]) -> None:
+    # Ranks that read the same file share its memory.
+    weights = sum((engine / name).stat().st_size for name in set(files))
+    cache = cache_bytes(engine, config) * len(files) / config.ranks
+    if config.cpu.speculative == "draft_model" and rank_engine(0) in files:
         draft = engine / DRAFT
         weights += (draft / rank_engine(0)).stat().st_size
         cache += cache_bytes(draft, read_engine_config(draft))
@@ -54,8 +56,7 @@ def _check_memory(engine: Path, config: EngineConfig) -> None:
     if weights + cache > free:
         raise LaunchError(
             f"the engine needs {human_bytes(weights + cache)} of memory and {human_bytes(free)} are available",
-            why=f"weights of all ranks {human_bytes(weights)}, key/value cache of {config.cpu.kv_cache_tokens} tokens "
-            f"{human_bytes(cache)}",
+            why=f"for {len(files)} rank(s): weights {human_bytes(weights)}, key/value cache {human_bytes(cache)}",
             fix="end other programs, or build with a smaller engine.kv_cache_tokens or with quantization=w8a16",
         )
 

@@ -146,10 +146,11 @@ def launch(
     form = choose_form(pipeline, model_repo, world)
     world = form.world
     launcher, placement = choose_launcher(spec, world.ranks, form.mpirun(look=True))
-    form.check(launcher, placement, console)
+    shares = form.shares(placement)
+    form.check(launcher, next(iter(shares.values())), console)
     check_tls(spec.tls)
     if placement.elsewhere and world.engine:
-        check_hosts(placement, world.engine, launcher, spec.start_timeout_s, gpus=form.gpus)
+        check_hosts(shares, world.engine, launcher, spec.start_timeout_s)
     files, ports = form.server(look=True), choose_ports(spec)
     _empty(logs, again=restarts > 0)
     endpoint = _endpoint(spec, ports, model_repo)

@@ -1,15 +1,11 @@
-"""Ranks on two hosts: network namespaces of this machine, each with its own address, name and shared memory.
-
-They take root and iproute2 to make.
-"""
+"""Ranks on two hosts."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,35 +17,19 @@ AGENT = Path(__file__).parent.parent / "triton" / "programs" / "enter_host.sh"
 PROMPT = "Once upon a time"
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, timeout=10, capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Iterator[tuple[str, str]]:
-    """Make a second host; return the address of this one and of that one."""
-    net = os.getpid() % 200 + 20
-    here, there, bridge = f"10.77.{net}.1", f"10.77.{net}.2", f"sybr{net}"
-    space = f"sy-{there}"
-    ip("netns", "add", space)
-    try:
-        ip("link", "add", bridge, "type", "veth", "peer", "name", "eth0", "netns", space)
-        ip("addr", "add", f"{here}/24", "dev", bridge)
-        ip("link", "set", bridge, "up")
-        ip("-n", space, "addr", "add", f"{there}/24", "dev", "eth0")
-        for device in ("eth0", "lo"):
-            ip("-n", space, "link", "set", device, "up")
-        yield here, there
-    finally:
-        ip("netns", "del", space)
-
-
 def settings(hosts: tuple[str, str], *more: str) -> list[str]:
     items = [f"serve.hosts=[{hosts[0]}:1, {hosts[1]}:1]", f"serve.launch_agent={AGENT}", *more]
     return [part for item in items for part in ("--set", item)]
 
 
-@pytest.mark.parametrize("grid", [("parallel.tp=2",), ("parallel.tp=1", "parallel.pp=2")], ids=["tp=2", "pp=2"])
+GRIDS = {
+    "tp=2": ("parallel.tp=2",),
+    "pp=2": ("parallel.tp=1", "parallel.pp=2"),
+    "cp=2": ("parallel.tp=1", "parallel.cp=2"),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_the_same_text_from_two_hosts(
     hosts: tuple[str, str],
     grid: tuple[str, ...],

@@ -317,7 +317,8 @@ def test_what_is_refused(
 def _check(pipeline: Pipeline, repo: Path) -> None:
     form = choose_form(pipeline, repo)
     launcher, placement = choose_launcher(pipeline.serve, form.world.ranks, form.mpirun(look=True))
-    form.check(launcher, placement, Console())
+    (share,) = form.shares(placement).values()
+    form.check(launcher, share, Console())
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ FOLDER = Path(os.environ["SHARDYARD_FAKES"])
 
 
 def setting(name: str, default: Any = None) -> Any:
-    """Return what the test set, else ``default``."""
+    """Return what the test set for this host below ``hosts``, or for all, else ``default``."""
     path = FOLDER / "settings.json"
-    return json.loads(path.read_text()).get(name, default) if path.is_file() else default
+    settings = json.loads(path.read_text()) if path.is_file() else {}
+    return {**settings, **settings.get("hosts", {}).get(os.uname().nodename, {})}.get(name, default)
 
 
 def record(program: str, **facts: Any) -> None:
