@@ -9,7 +9,7 @@ STAMP    := $(VENV)/.installed
 # The repository's root must never be on the import path: a folder called `triton` lies there.
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert bench-verify bench-overhead bench-drafts soak clean help
+.PHONY: demo up build-engine model-repo serve perf test lint bench bench-engine bench-convert bench-verify bench-overhead bench-fairness bench-drafts soak clean help
 
 help:            ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -68,6 +68,9 @@ soak: $(STAMP) examples/checkpoints/tiny-llama/config.json  ## load PIPELINE bey
 
 bench-overhead: $(STAMP)  ## what serving adds to the engine alone: TTFT, time per token, tokens/s
 	$(BIN)/python -m shardyard.perf.bench_overhead $(BENCH_ARGS)
+
+bench-fairness: $(STAMP)  ## how long running streams wait while long prompts come in
+	$(BIN)/python -m shardyard.perf.bench_fairness $(BENCH_ARGS)
 
 bench-drafts: $(STAMP)  ## prompt lookup and a draft model on summaries, beside the same engine without drafts
 	$(BIN)/python -m shardyard.perf.bench_drafts $(BENCH_ARGS)

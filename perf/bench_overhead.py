@@ -10,30 +10,23 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from shardyard.builder.build import build
-from shardyard.builder.convert import convert
 from shardyard.console import Console
-from shardyard.model_repo.fill import fill
 from shardyard.perf.ladder import Ask, Rung, climb, executor_way, model_way, token_model_way
 from shardyard.perf.program import exit_status
 from shardyard.perf.prompts import PromptMaker, load_tokenizer
-from shardyard.pipeline_file import parse_pipeline
+from shardyard.perf.served_shape import ENGINE, REPOSITORY, prepare_shape
 from shardyard.runtime.executor import Executor
-from shardyard.spec import Pipeline
 from shardyard.toolchain import cpu_features, cpu_model
 from shardyard.triton.serve import launch
 
 __all__ = ["main", "overhead_rows"]
 
-MAKER = Path(__file__).resolve().parent.parent / "examples" / "make_checkpoint.py"
 WAYS = ("engine", "tensorrt_llm", "ensemble", "tensorrt_llm_bls")
 
 #: What the ensemble may add to the engine alone.
@@ -58,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _bench(args: argparse.Namespace, console: Console) -> None:
     streams = [int(count) for count in args.streams.split(",")]
-    pipeline = _prepare(args, max(streams), console)
+    engine = {"max_batch_size": max(streams), "max_seq_len": 512, "max_num_tokens": 256}
+    pipeline = prepare_shape(args.work, args.shape, engine, console)
     tokenizer = load_tokenizer(pipeline.tokenizer_path())
     maker, rng = PromptMaker(tokenizer), random.Random(0)
     figures: Figures = {}
@@ -71,11 +65,11 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
 
     for number in range(args.rounds):
         console.stage("bench", f"round {number + 1} of {args.rounds}")
-        with _engine(args.work / "engine") as executor:
+        with _engine(args.work / ENGINE) as executor:
             measure("engine", executor_way(executor, tokenizer))
         with (
             tempfile.TemporaryDirectory() as logs,
-            launch(pipeline, args.work / "model_repo", Path(logs), Console(quiet=True)) as server,
+            launch(pipeline, args.work / REPOSITORY, Path(logs), Console(quiet=True)) as server,
         ):
             with token_model_way(server.endpoint, tokenizer) as ask:
                 measure("tensorrt_llm", ask)
@@ -130,28 +124,6 @@ def _engine(folder: Path) -> Iterator[Executor]:
         yield executor
     finally:
         executor.shutdown()
-
-
-def _prepare(args: argparse.Namespace, batch: int, console: Console) -> Pipeline:
-    """Make what is not there yet."""
-    checkpoint = args.work / f"checkpoint-{args.shape}"
-    if not (checkpoint / "config.json").is_file():
-        console.stage("bench", f"making {checkpoint}")
-        options = ["--shape", args.shape, "--dtype", "bfloat16", "--set", "tie_word_embeddings=true"]
-        subprocess.run([sys.executable, str(MAKER), "--out", str(checkpoint), *options], check=True)
-    pipeline = parse_pipeline(
-        {
-            "name": "bench-overhead",
-            "model": {"checkpoint": str(checkpoint)},
-            "quantization": "w8a16",
-            "engine": {"max_batch_size": batch, "max_seq_len": 512, "max_num_tokens": 256},
-            "serve": {"http_port": 0, "grpc_port": 0, "metrics_port": 0},
-        }
-    )
-    convert(pipeline, args.work / "checkpoint", console)
-    engine = build(pipeline, args.work / "checkpoint", args.work / "engine", console).folder
-    fill(pipeline, engine, args.work / "model_repo", console)
-    return pipeline
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output, Request
 from shardyard.triton.request import GenerateRequest
 
-__all__ = ["Ask", "Rung", "climb", "executor_way", "model_way", "token_model_way"]
+__all__ = ["TIMEOUT_S", "Ask", "Rung", "climb", "executor_way", "model_way", "text_message", "token_model_way"]
 
 #: Asks for an answer of so many tokens and returns the moment of each chunk, noted by whoever gets it first: to wake up
 #: another thread for each would cost more than what is measured.
@@ -103,14 +103,15 @@ def executor_way(executor: Executor, tokenizer: Tokenizer) -> Ask:
 @contextmanager
 def model_way(endpoint: Endpoint, model: str) -> Iterator[Ask]:
     """Yield the way through a model of text, over gRPC."""
-
-    def message(text: str, tokens: int) -> ModelInferRequest:
-        request = GenerateRequest(text, tokens, end_id=-1).message(model)
-        request.parameters.clear()  # No empty response at the end: the stream's own end is enough.
-        return request
-
     with closing(LeanClient(endpoint, TIMEOUT_S)) as client:
-        yield lambda text, tokens: client.times(message(text, tokens))
+        yield lambda text, tokens: client.times(text_message(model, text, tokens))
+
+
+def text_message(model: str, text: str, tokens: int) -> ModelInferRequest:
+    """Return a request to a model of text for an answer of so many tokens."""
+    request = GenerateRequest(text, tokens, end_id=-1).message(model)
+    request.parameters.clear()  # No empty response at the end: the stream's own end is enough.
+    return request
 
 
 @contextmanager

@@ -6,6 +6,7 @@ moments at which its answers came.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -20,7 +21,7 @@ from shardyard.triton.front import frames
 from shardyard.triton.front.frames import Frame, FrameReader, window_update, write_frame
 from shardyard.triton.front.header_blocks import HeaderBlocks, write_headers
 
-__all__ = ["LeanClient"]
+__all__ = ["Call", "LeanClient"]
 
 _PATH = b"/inference.GRPCInferenceService/ModelStreamInfer"
 _PREFIX = struct.Struct(">BI")
@@ -31,8 +32,11 @@ _FIRST = (1 << 16) - 1
 
 
 @dataclass
-class _Call:
-    """``came``: what has come, still to be parsed. ``times``: a moment for each answer, ``size``: all of those."""
+class Call:
+    """``times``: of ``time.perf_counter`` a moment for each answer, as they come. ``ended``: no more will.
+
+    ``came``: what has come, still to be parsed. ``size``: of its whole answers.
+    """
 
     came: bytearray = field(default_factory=bytearray)
     times: list[float] = field(default_factory=list)
@@ -50,7 +54,7 @@ class LeanClient:
         self._socket = socket.create_connection((endpoint.host, endpoint.grpc_port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._lock, self._next = threading.Lock(), 1
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._blocks = HeaderBlocks()
         settings = write_frame(frames.SETTINGS, 0, 0, struct.pack(">HI", _WINDOW, _MOST))
         self._socket.sendall(frames.PREFACE + settings + window_update(0, _MOST - _FIRST))
@@ -62,8 +66,18 @@ class LeanClient:
         Raises:
             MeasurementError: it was refused, or has no end.
         """
+        call = self.begin(request)
+        if not call.ended.wait(self._timeout):
+            raise MeasurementError("the endpoint has not answered", why=f"nothing ended in {self._timeout:g} s")
+        if call.status != b"0":
+            raise MeasurementError("the endpoint broke a stream off", why=f"its status is {call.status.decode()!r}")
+        self._check(call)
+        return call.times
+
+    def begin(self, request: ModelInferRequest) -> Call:
+        """Send a request and return what becomes of it."""
         data = request.SerializeToString()
-        call = _Call()
+        call = Call()
         fields = [
             (b":method", b"POST"),
             (b":scheme", b"http"),
@@ -77,18 +91,15 @@ class LeanClient:
             self._calls[stream] = call
             body = write_frame(frames.DATA, frames.END_STREAM, stream, _PREFIX.pack(0, len(data)) + data)
             self._socket.sendall(write_headers(stream, fields, end=False) + body)
-        if not call.ended.wait(self._timeout):
-            raise MeasurementError("the endpoint has not answered", why=f"nothing ended in {self._timeout:g} s")
-        if call.status != b"0":
-            raise MeasurementError("the endpoint broke a stream off", why=f"its status is {call.status.decode()!r}")
-        self._check(call)
-        return call.times
+        return call
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection, and with it the calls."""
+        with contextlib.suppress(OSError):  # It has ended.
+            self._socket.shutdown(socket.SHUT_RDWR)  # Which closing does not while the other thread reads.
         self._socket.close()
 
-    def _check(self, call: _Call) -> None:
+    def _check(self, call: Call) -> None:
         at = 0
         while at < len(call.came):
             size = _PREFIX.unpack_from(call.came, at)[1]
@@ -122,7 +133,7 @@ class LeanClient:
             with self._lock:
                 self._socket.sendall(write_frame(frame.kind, frames.ACK, 0, payload))
 
-    def _answer(self, call: _Call, data: bytes) -> None:
+    def _answer(self, call: Call, data: bytes) -> None:
         call.came += data
         while len(call.came) - call.size >= _PREFIX.size:
             end = call.size + _PREFIX.size + _PREFIX.unpack_from(call.came, call.size)[1]
