@@ -4,25 +4,51 @@ from __future__ import annotations
 
 import http.client
 import socket
+from contextlib import closing
 
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RequestError
 from shardyard.triton.client import GenerateRequest, StreamClient
 
-__all__ = ["accepts_grpc", "is_live", "is_ready", "probe"]
+__all__ = ["Health", "accepts_grpc", "is_ready", "probe"]
 
 #: What the probe asks for an answer to.
 PROBE_TEXT = "Hello"
 
 
-def is_live(endpoint: Endpoint, timeout: float = 1.0) -> bool:
-    """Return whether Triton's server answers at all."""
-    return _ok(endpoint, "live", timeout)
+class Health:
+    """A connection on which Triton is asked again and again. ``timeout``: seconds for an answer."""
+
+    def __init__(self, endpoint: Endpoint, timeout: float = 1.0) -> None:
+        self._connection = http.client.HTTPConnection(endpoint.host, endpoint.http_port, timeout=timeout)
+
+    def live(self) -> bool:
+        """Return whether Triton's server answers at all."""
+        return self._ok("live")
+
+    def ready(self) -> bool:
+        """Return whether Triton says that every model is loaded; false as long as nothing listens."""
+        return self._ok("ready")
+
+    def close(self) -> None:
+        """End the connection; the next question opens another."""
+        self._connection.close()
+
+    def _ok(self, question: str) -> bool:
+        try:
+            self._connection.request("GET", f"/v2/health/{question}")
+            answer = self._connection.getresponse()
+            answer.read()
+            return answer.status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            self.close()
+            return False
 
 
 def is_ready(endpoint: Endpoint, timeout: float = 1.0) -> bool:
     """Return whether Triton says that every model is loaded; false as long as nothing listens."""
-    return _ok(endpoint, "ready", timeout)
+    with closing(Health(endpoint, timeout)) as health:
+        return health.ready()
 
 
 def accepts_grpc(endpoint: Endpoint, timeout: float = 1.0) -> bool:
@@ -32,17 +58,6 @@ def accepts_grpc(endpoint: Endpoint, timeout: float = 1.0) -> bool:
             return True
     except OSError:
         return False
-
-
-def _ok(endpoint: Endpoint, question: str, timeout: float) -> bool:
-    connection = http.client.HTTPConnection(endpoint.host, endpoint.http_port, timeout=timeout)
-    try:
-        connection.request("GET", f"/v2/health/{question}")
-        return connection.getresponse().status == http.HTTPStatus.OK
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def probe(endpoint: Endpoint, timeout: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import http.client
 import threading
 import time
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from shardyard.endpoint import Endpoint
 from shardyard.heartbeat import PERIOD, Beat, read_beat, write_beat
-from shardyard.triton.health import is_live
+from shardyard.triton.health import Health
 
 __all__ = ["LONGEST_LOOK", "TRITON", "Pulse", "Silence", "TritonPulse"]
 
@@ -71,7 +70,7 @@ class TritonPulse:
     """Gives tritonserver's sign of life in its place, for as long as it answers that it lives."""
 
     def __init__(self, endpoint: Endpoint, folder: Path) -> None:
-        self._endpoint, self._path = endpoint, folder / "tritonserver.json"
+        self._health, self._path = Health(endpoint), folder / "tritonserver.json"
         self._stopped = threading.Event()
         # It has just answered. One that never answers again must not go unseen.
         write_beat(self._path, Beat(0, TRITON))
@@ -82,12 +81,13 @@ class TritonPulse:
         """Ask no more; afterwards nothing is written."""
         self._stopped.set()
         self._thread.join()
+        self._health.close()
 
     def _ask(self) -> None:
         while not self._stopped.is_set():
             try:
-                if is_live(self._endpoint):
+                if self._health.live():
                     write_beat(self._path, Beat(0, TRITON))
-            except (OSError, http.client.HTTPException):
+            except OSError:
                 return  # The run's folder is gone: the endpoint is ending.
             self._stopped.wait(PERIOD)

@@ -42,6 +42,9 @@ _FRONT = Ended(None, NAME)
 #: Seconds between two looks for ranks that have just started.
 LOOK = 0.05
 
+#: Seconds that the front gets to end: a little more than what it gives to open calls.
+_LEAVE = 1.5
+
 #: Seconds between two looks whether tritonserver has written that it crashed, and at the signs of life.
 HEALTH_LOOK = PERIOD / 2
 
@@ -175,12 +178,25 @@ class Supervisor:
     def _unload(self, timeout: float) -> None:
         """Have Triton unload its models; the leader then dismisses the workers.
 
-        Triton itself ends up to a second after its models and is not waited for.
+        Triton itself ends up to a second after its models and is not waited for. It would wait for connections that
+        clients keep open, until the time is up, so those who hold them end first.
         """
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._pids["0"], signal.SIGTERM)
         deadline = time.monotonic() + timeout
-        while set(self._watch.labels) - {self._launcher, _TRITON, _FRONT} and time.monotonic() < deadline:
+        if self._vital:
+            self._vital.stop()
+        if FRONT in self._pids:
+            self._signal(FRONT)
+            self._await(lambda: _FRONT not in self._watch.labels, min(deadline, time.monotonic() + _LEAVE))
+        self._signal("0")
+        others = {self._launcher, _TRITON, _FRONT}
+        self._await(lambda: not set(self._watch.labels) - others, deadline)
+
+    def _signal(self, name: str) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._pids[name], signal.SIGTERM)
+
+    def _await(self, happened: Callable[[], bool], deadline: float) -> None:
+        while not happened() and time.monotonic() < deadline:
             self._watch.wait(deadline - time.monotonic())
 
     def _supervise(self) -> None:

@@ -47,14 +47,16 @@ class Chain:
     steps: tuple[Step, ...] = STEPS
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._clients: dict[Client, InnerNames] = {}
         self._stopping = threading.Event()
         threading.Thread(target=self._watch, name="shardyard-chain-watch", daemon=True).start()
 
     def close(self) -> None:
         """Stop to look after clients."""
-        self._stopping.set()
+        with self._changed:
+            self._stopping.set()
+            self._changed.notify()
 
     def run(self, tensors: Arrays, client: Client) -> Iterator[Arrays]:
         """Yield the tensors of the ensemble's responses.
@@ -67,14 +69,15 @@ class Chain:
         names = self.names(client)
         pool = {**tensors, **_call(preprocessing, tensors, names)}
         pool["_FOLLOWER"] = np.array([[Follower.MODEL]], dtype=np.int32)
-        with self._lock:
+        with self._changed:
             self._clients[client] = names
+            self._changed.notify()
         try:
             for made in self.numbered(tensors, _stream(engine, pool, names)):
                 side = {name: array for name, array in made.items() if name in _SIDE}
                 yield {**_call(postprocessing, made, names), **side}
         finally:
-            with self._lock:
+            with self._changed:
                 self._clients.pop(client, None)
 
     def names(self, client: Client) -> InnerNames:
@@ -87,11 +90,12 @@ class Chain:
 
     def _watch(self) -> None:
         while not self._stopping.wait(PERIOD):
-            with self._lock:
+            with self._changed:
+                self._changed.wait_for(lambda: self._clients or self._stopping.is_set())
                 clients = dict(self._clients)
             for client, names in clients.items():
                 if client.gone():
-                    with self._lock:
+                    with self._changed:
                         self._clients.pop(client, None)
                     _stop(self.steps[1], names)
 

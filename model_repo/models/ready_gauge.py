@@ -13,7 +13,7 @@ from shardyard.heartbeat import BEATS, UNREADY
 __all__ = ["ReadyGauge"]
 
 #: Seconds between two looks.
-_LOOK = 0.1
+_LOOK = 0.2
 
 
 class ReadyGauge:

@@ -529,3 +529,17 @@ def test_many_streams_with_clients_that_come_and_go(endpoint: Endpoint) -> None:
     assert len(lengths) == 16
     assert min(lengths) > 120
     _wait_for(endpoint, "active", lambda count: count == 0, 10)
+
+
+def test_a_connection_that_a_client_keeps_open_holds_no_end_up(
+    serving: Callable[..., AbstractContextManager[Endpoint]],
+) -> None:
+    """Triton waits for connections before it unloads its models, and what is not unloaded in time is killed."""
+    with socket.socket() as kept:
+        with serving(stop_timeout_s=5.0) as endpoint:
+            kept.connect((endpoint.host, endpoint.http_port))
+            kept.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            assert kept.recv(1 << 10).startswith(b"HTTP/1.1 200")
+            events = events_log(Path(endpoint.model_repo).parent / "logs")
+        lines = [json.loads(line) for line in events.read_text().splitlines()]
+    assert "tensorrt_llm" in {line["process"] for line in lines if line["event"] == "unloaded"}
