@@ -81,6 +81,10 @@ class ServeSpec(Section):
     http_front: Annotated[
         bool, Field(description="clients' HTTP passes that process too: Triton has no limit on what they send")
     ] = True
+    text_shortcut: Annotated[
+        bool,
+        Field(description="text of answers streamed over gRPC comes to that process without passing Triton"),
+    ] = True
     max_request_mib: Annotated[
         int, Field(ge=1, le=2047, description="largest request, where grpc_front and http_front are on")
     ] = 64
@@ -105,6 +109,11 @@ class ServeSpec(Section):
     def sees_clients_go(self) -> bool:
         """Whether the front tells the engine of every client that goes before its answer has ended."""
         return self.grpc_front and self.http_front
+
+    @property
+    def shortens(self) -> bool:
+        """Whether text of streamed answers goes past Triton: it is made beside the engine, and both fronts are on."""
+        return self.text_shortcut and self.sees_clients_go
 
     def without_front(self) -> ServeSpec:
         """Return the same for an endpoint of which Triton serves all by itself."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardyard.calls import CALL, TRACE
+from shardyard.calls import CALL, SHORTCUT, TRACE
 from shardyard.endpoint import Endpoint
 from shardyard.heartbeat import LONGEST_WORK_VARIABLE
 from shardyard.log import LOG
@@ -71,6 +71,11 @@ class Launch:
     def shares_memory(self) -> bool:
         """Whether all ranks can talk through one machine's memory."""
         return not self.placement.elsewhere
+
+    @property
+    def shortens(self) -> bool:
+        """Whether text of answers goes from the engine to the front past Triton."""
+        return self.spec.shortens
 
     @property
     def readiness_repo(self) -> Path:
@@ -146,7 +151,8 @@ class Launch:
         """Yield which headers become parameters: the trace's, and the call that the front names."""
         traced = [TRACE] if self.spec.otlp_endpoint is not None else []
         yield "http", "|".join(traced)
-        yield "grpc", "|".join([*traced, *([CALL] if self.ports.inner_grpc else [])])
+        fronts = [CALL, *([SHORTCUT] if self.shortens else [])] if self.ports.inner_grpc else []
+        yield "grpc", "|".join([*traced, *fronts])
 
     def _backend_options(self, rank: int) -> list[str]:
         return [f"--backend-config=python,{name}={value}" for name, value in self._backend(rank).items()]

@@ -51,6 +51,11 @@ class GpuLaunch(Launch):
         """Whether all can talk through memory: an orchestrator and the world that it spawns meet over TCP alone."""
         return super().shares_memory and self._orchestration().get(_SPAWN) != "1"
 
+    @property
+    def shortens(self) -> bool:
+        """Whether text goes past Triton: TensorRT-LLM's backend knows no such way."""
+        return False
+
     def prepare(self) -> None:
         """Write what the command needs in the run's folder."""
         write_readiness_model(self.readiness_repo)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shardyard.heartbeat import BEATS, DRAIN, UNREADY
+from shardyard.shortcut import SOCKET
 from shardyard.triton.guard import PIDS, RUN_VARIABLE, SHM, clean, end_run
 
 __all__ = ["RunFolder", "shm_prefix", "sweep"]
@@ -17,6 +18,7 @@ __all__ = ["RunFolder", "shm_prefix", "sweep"]
 _LOCK = "lock"
 _TEMPORARY = "tmp"
 _BEATS = "beats"
+_SHORTCUT = "shortcut"
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class RunFolder:
         fcntl.flock(lock, fcntl.LOCK_EX)
         path = _folder(token)
         path.mkdir(mode=0o700)
-        for name in (PIDS, _TEMPORARY, _BEATS):
+        for name in (PIDS, _TEMPORARY):
             (path / name).mkdir()
-        (path / _BEATS / UNREADY).touch()
         (SHM / f"{shm_prefix(token)}mpi").mkdir(mode=0o700)
-        return cls(token, path, lock)
+        made = cls(token, path, lock)
+        made.beats.mkdir(mode=0o700)
+        (made.beats / UNREADY).touch()
+        return made
 
     @property
     def shm_prefix(self) -> str:
@@ -55,8 +59,13 @@ class RunFolder:
 
     @property
     def beats(self) -> Path:
-        """Takes the signs of life of the run's processes."""
-        return self.path / _BEATS
+        """Takes the signs of life of the run's processes; in memory: on a disk a sign takes ten times as long."""
+        return SHM / f"{self.shm_prefix}{_BEATS}"
+
+    @property
+    def shortcut(self) -> Path:
+        """The socket on which the front takes answers' text from the engine's process."""
+        return self.path / _SHORTCUT
 
     def ask_to_drain(self) -> None:
         """Tell the engine to take no new requests."""
@@ -67,6 +76,7 @@ class RunFolder:
         return {
             RUN_VARIABLE: self.token,
             BEATS: str(self.beats),
+            SOCKET: str(self.shortcut),
             "TMPDIR": str(self.path / _TEMPORARY),
             "OMPI_MCA_btl_sm_backing_directory": str(SHM / f"{self.shm_prefix}mpi"),
         }

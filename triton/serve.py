@@ -166,7 +166,8 @@ def launch(
         command.prepare()
         environment = {**command.environment(), RESTARTS: str(restarts)}
         environment |= of_one_machine() if command.shares_memory else {}
-        server.supervisor.start(command.command(), environment, front_command(spec, ports, logs))
+        shortcut = run.shortcut if command.shortens else None
+        server.supervisor.start(command.command(), environment, front_command(spec, ports, logs, shortcut))
         wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         # Past the front: its silence is its own.
         inner = replace(endpoint, host=LOOPBACK, http_port=ports.inner_http) if ports.inner_http else endpoint

@@ -16,9 +16,12 @@ from shardyard.model_repo.models.text_state import NO_LIMIT, TextState
 from shardyard.model_repo.models.text_stream import TextStream
 from shardyard.runtime.request import Figures
 
-__all__ = ["Answer", "Arrays"]
+__all__ = ["TEXT", "Answer", "Arrays", "text_arrays", "text_of"]
 
 Arrays = dict[str, npt.NDArray[Any]]
+
+#: The output that has the answer's text.
+TEXT = "text_output"
 
 
 class Answer:
@@ -111,8 +114,7 @@ class Answer:
     def _tokens_or_text(self) -> Arrays:
         if self._text:
             ids = self._tokens[: len(self._tokens) - self._hidden]
-            text = self._text.push(ids, self._limit(), final=self.finished)
-            return {"text_output": np.array([text.encode()], dtype=object)}
+            return text_arrays(self._text.push(ids, self._limit(), final=self.finished).encode())
         arrays: Arrays = {
             # Nothing new is one place of padding: Triton has no empty tensors.
             "output_ids": np.array([[self._tokens or [-1]]], dtype=np.int32),
@@ -153,3 +155,14 @@ class Answer:
             limit=self._limit(),
             finished=self.finished,
         )
+
+
+def text_arrays(text: bytes) -> Arrays:
+    """Return the tensors of a response that is text."""
+    return {TEXT: np.array([text], dtype=object)}
+
+
+def text_of(arrays: Arrays) -> bytes:
+    """Return the text of a response's tensors."""
+    text: bytes = arrays[TEXT][0]
+    return text

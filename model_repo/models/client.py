@@ -8,7 +8,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
-from shardyard.calls import CALL, ENDED, TRACE
+from shardyard.calls import CALL, ENDED, SHORTCUT, TRACE
 from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.triton_io import error_response, response
 
@@ -21,7 +21,7 @@ class Client:
     """A response sender that threads may share. ``call``: the call that the request came with, by the front.
 
     ``ended_call``: the one whose client the front says is gone. ``trace``: where the client is in a trace.
-    ``request_id``: as the client named the request, perhaps as nothing.
+    ``short``: text may go to the front past Triton. ``request_id``: as the client named the request; may be empty.
 
     Triton frees what a sender stands for with the last response, and to ask it whether the client is there after that,
     or during that, crashes the server. So both take turns, and nothing happens after the last response.
@@ -34,6 +34,7 @@ class Client:
         self.call: str = parameters.get(CALL, "")
         self.ended_call: str = parameters.get(ENDED, "")
         self.trace: str = parameters.get(TRACE, "")
+        self.short: bool = SHORTCUT in parameters
         self._lock = threading.Lock()
         self._done = False
 

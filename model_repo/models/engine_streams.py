@@ -16,6 +16,7 @@ from shardyard.model_repo.models.engine_request import engine_request
 from shardyard.model_repo.models.engine_stream import EngineStream
 from shardyard.model_repo.models.generation import Generation
 from shardyard.model_repo.models.request_log import RequestLog
+from shardyard.model_repo.models.shortcut import ShortAnswer, Shortcut
 from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.timings import Timings
 from shardyard.model_repo.models.tokenizer import Tokenizer
@@ -33,6 +34,9 @@ BACKLOG = 64
 #: Ended calls that are remembered.
 MOST_ENDED = 4096
 
+#: Of so many looks for clients that are gone, one asks for those of named calls too.
+NAMED_LOOKS = 50
+
 #: Seconds between two looks whether chunks have been acknowledged, while responses wait for that.
 LOOK_AGAIN = 0.001
 
@@ -45,9 +49,10 @@ class EngineStreams:
         self._executor = executor
         self._fence = fence
         self._log, self._tracing = log, tracing
-        self._board = Board()
+        self._board, self._shortcut = Board(), Shortcut()
         self.timings = Timings()
         self._numbers = itertools.count(1)
+        self._looks = 0
         self._lock = threading.Lock()
         self._streams: set[EngineStream] = set()
         # Calls whose clients are gone, oldest first: requests of theirs may still be on the way here.
@@ -67,10 +72,11 @@ class EngineStreams:
         trace: str = "",
         *,
         texts: bool = False,
+        short: bool = False,
     ) -> None:
-        """Hand a request to the engine; ``call`` and ``trace``: as ``Client`` has them. ``texts``: in place of tokens.
+        """Hand a request to the engine; ``call``, ``trace``, ``short``: as ``Client`` has them.
 
-        Nobody follows an answer that is text already.
+        ``texts``: in place of tokens. Nobody follows an answer that is text already.
 
         Raises:
             RequestError: the engine refuses it.
@@ -83,6 +89,9 @@ class EngineStreams:
             if call in self._ended:
                 raise RequestError("nobody waits for this answer", "its client went away before it was begun")
             answers = make_answers(generation, tokenizer, channel, lambda: next(self._numbers), texts=texts)
+            shortened = None
+            if short and texts and generation.streams_only_text and self._shortcut.open():
+                client = shortened = ShortAnswer(client, self._shortcut, call, answers[0].stream)
             recipients = shares(client, len(answers))
             group = [
                 EngineStream(answer, recipient, request_id, self._board, call, trace)
@@ -94,6 +103,12 @@ class EngineStreams:
             for stream in group:
                 stream.engine_id = id
             self._streams.update(group)
+        if shortened:
+            shortened.open()
+
+    def close(self) -> None:
+        """Take leave of the front."""
+        self._shortcut.close()
 
     def count(self) -> int:
         """Return how many requests have been accepted and not yet answered."""
@@ -117,10 +132,14 @@ class EngineStreams:
                 self._abandon(stream)
 
     def cancel_abandoned(self) -> None:
-        """End the requests whose client has gone away."""
+        """End the requests whose client has gone away.
+
+        To ask Triton costs a message to its process and back. Of a call that has a name the front tells by itself.
+        """
         unseen = []
+        self._looks += 1
         for stream in self._copy():
-            if stream.client.gone():
+            if (not stream.call or self._looks % NAMED_LOOKS == 0) and stream.client.gone():
                 self._abandon(stream)
             elif stream.unseen():
                 unseen.append(stream)
@@ -173,6 +192,8 @@ class EngineStreams:
                 continue
             self._guarded(stream, partial(self._take, stream, output))
             self._send_waiting()
+            if self._outputs.empty():
+                self._shortcut.flush()
             if sent:
                 sent.set()
 

@@ -83,6 +83,18 @@ class Generation:
     context_logits: bool = False
     lora: tuple[npt.NDArray[np.float16], npt.NDArray[np.int32]] | None = None
 
+    @property
+    def streams_only_text(self) -> bool:
+        """Whether no response but the last has anything beside the text of one answer."""
+        more = (
+            self.log_probs,
+            self.generation_logits,
+            self.context_logits,
+            self.num_input_tokens,
+            self.num_output_tokens,
+        )
+        return self.streaming and self.answers == self.beam_width == 1 and not any(more)
+
 
 def parse_generation(tensors: Tensors, limits: Limits, defaults: Defaults) -> Generation:
     """Check a request's tensors.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from shardyard.calls import CALL, ENDED, TRACE
+from shardyard.calls import CALL, ENDED, SHORTCUT, TRACE
 from shardyard.errors import RequestError
 from shardyard.model_repo.models.arrays import Tensors, integer, text, texts
 from shardyard.model_repo.models.bias_words import bias_of_words
@@ -25,7 +25,7 @@ from shardyard.model_repo.unsupported import refuse_unsupported
 __all__ = ["Preprocessor", "check_parameters"]
 
 #: Request parameters that are Triton's own: generate's "id" comes as one too.
-_TRITONS = frozenset({"id", CALL, ENDED, TRACE})
+_TRITONS = frozenset({"id", CALL, ENDED, SHORTCUT, TRACE})
 
 
 @dataclass(frozen=True)

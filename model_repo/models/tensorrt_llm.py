@@ -17,6 +17,7 @@ import triton_python_backend_utils as pb_utils
 from shardyard.errors import LaunchError, RequestError
 from shardyard.heartbeat import Heartbeat
 from shardyard.log import Log
+from shardyard.model_repo.models.answer import TEXT
 from shardyard.model_repo.models.arrays import flag
 from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.engine_streams import EngineStreams
@@ -34,9 +35,6 @@ from shardyard.runtime.request import Output, Request
 from shardyard.runtime.scheduler import Policy
 
 __all__ = ["TritonPythonModel"]
-
-#: The output that an ensemble without ``postprocessing`` takes.
-_TEXT = "text_output"
 
 #: Seconds that the first token may take: the engine packs its weights at the first step.
 WARM_UP_TIMEOUT = 120.0
@@ -92,6 +90,7 @@ class TritonPythonModel:
         self._stopping.set()
         self._watch.join()
         self._executor.shutdown()
+        self._streams.close()
         self._tracing.stop()
         self._log.log.event("unloaded")
 
@@ -118,9 +117,16 @@ class TritonPythonModel:
         if generation.lora_id is not None and generation.lora is not None:
             self._executor.add_adapter(generation.lora_id, *generation.lora)
         # Triton names the outputs that an ensemble takes; clients who name none are said to want all.
-        texts = generation.follower is Follower.ENSEMBLE and _TEXT in request.requested_output_names()
+        texts = generation.follower is Follower.ENSEMBLE and TEXT in request.requested_output_names()
         self._streams.submit(
-            generation, self._tokenizer, client, request.request_id(), client.call, client.trace, texts=texts
+            generation,
+            self._tokenizer,
+            client,
+            request.request_id(),
+            client.call,
+            client.trace,
+            texts=texts,
+            short=client.short,
         )
 
     def _warm_up(self) -> None:

@@ -9,7 +9,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -20,6 +20,7 @@ from shardyard.triton.front.conversation import Rules
 from shardyard.triton.front.grpc_relay import GrpcRelay
 from shardyard.triton.front.http_relay import HttpRelay
 from shardyard.triton.front.process import FRONT, NAME
+from shardyard.triton.front.shortcut import Shortcut
 from shardyard.triton.front.stopper import Stopper
 from shardyard.triton.front.tls import server_context
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument(
         "--patience", type=float, required=True, metavar="SECONDS", help="see serve.abandoned_timeout_s"
     )
+    parser.add_argument("--shortcut", type=Path, metavar="SOCKET", help="see serve.text_shortcut")
     for name, meaning in (("cert", "certificate"), ("key", "its key"), ("client-ca", "CA that clients must show")):
         parser.add_argument(f"--{name}", type=Path, metavar="PEM", help=meaning)
     args = parser.parse_args()
@@ -58,7 +60,8 @@ async def _serve(args: argparse.Namespace, tls: ssl.SSLContext | None) -> None:
         if args.listen_grpc:
             channel = await stack.enter_async_context(grpc.aio.insecure_channel(args.triton_grpc))
             stop = Stopper(channel).stop
-            rules = Rules(args.max_request, stop, args.patience, log)
+            shortcut = stack.enter_context(_shortcut(args.shortcut)) if args.shortcut else None
+            rules = Rules(args.max_request, stop, args.patience, log, shortcut)
             await stack.enter_async_context(_grpc(args, rules, tls))
         if args.listen_http:
             await stack.enter_async_context(_http(args, stop))
@@ -68,6 +71,14 @@ async def _serve(args: argparse.Namespace, tls: ssl.SSLContext | None) -> None:
         await ended.wait()
         beating.cancel()
     log.event("ended")
+
+
+@contextlib.contextmanager
+def _shortcut(path: Path) -> Iterator[Shortcut]:
+    """Take text from the engine's process."""
+    with contextlib.closing(Shortcut()) as shortcut:
+        shortcut.listen(path)
+        yield shortcut
 
 
 @contextlib.asynccontextmanager

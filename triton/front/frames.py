@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["PREFACE", "Frame", "FrameError", "FrameReader", "window_update", "write_frame"]
+__all__ = [
+    "PREFACE",
+    "Frame",
+    "FrameError",
+    "FrameReader",
+    "read_settings",
+    "window_update",
+    "write_frame",
+    "write_settings",
+]
 
 #: What a client sends first.
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -33,6 +42,8 @@ _HEAD: Final = 9
 #: Length's upper 16 bits and lower 8, kind, flags, stream.
 _LAYOUT: Final = struct.Struct(">HBBBI")
 _STREAM: Final = (1 << 31) - 1
+#: A setting: its number and value.
+_SETTING: Final = struct.Struct(">HI")
 
 
 class FrameError(Exception):
@@ -109,3 +120,19 @@ def write_frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 def window_update(stream: int, size: int) -> bytes:
     """Return a frame that lets the other side send so many bytes more; nothing where there are none."""
     return write_frame(WINDOW_UPDATE, 0, stream, size.to_bytes(4, "big")) if size else b""
+
+
+def read_settings(frame: Frame) -> list[tuple[int, int]]:
+    """Return the settings that a frame says, numbers and values.
+
+    Raises:
+        FrameError: it has a part of one.
+    """
+    if frame.size % _SETTING.size:
+        raise FrameError("a setting is cut")
+    return list(_SETTING.iter_unpack(frame.payload))
+
+
+def write_settings(settings: Iterable[tuple[int, int]]) -> bytes:
+    """Return a frame that says settings."""
+    return write_frame(SETTINGS, 0, 0, b"".join(_SETTING.pack(*each) for each in settings))

@@ -81,7 +81,12 @@ class _Pair:
         self.client = _Side(self._asked, lambda: open_(self), self._left)
         self.triton = _Side(self._answered, self._opened, lambda: ended(self))
         self.client.other, self.triton.other = self.triton, self.client
-        self.conversation = Conversation(rules, self.client.write, self.triton.write, self._close_if_done)
+        self._rules = rules
+        # What is written while an event is handled goes out together.
+        self._for_client, self._for_triton = list[bytes](), list[bytes]()
+        self.conversation = Conversation(
+            rules, self._for_client.append, self._for_triton.append, self._flush, self._close_if_done
+        )
         self._preface = PREFACE
         self._requests, self._answers = FrameReader(), FrameReader()
 
@@ -97,21 +102,34 @@ class _Pair:
         self._preface = self._preface[len(start) :]
         self.triton.write(start)
         try:
-            # One by one: what a frame makes the front say by itself goes out before the next one.
             for frame in self._requests.read(data[len(start) :]):
-                self.triton.write(self.conversation.asked(frame))
+                self.conversation.asked(frame)
+            self._flush()
         except FrameError:
+            self._flush()
             self.client.close()
 
     def _answered(self, data: bytes) -> None:
+        if self._rules.shortcut:
+            self._rules.shortcut.drain()
         try:
-            self.client.write(b"".join([self.conversation.answered(frame) for frame in self._answers.read(data)]))
+            for frame in self._answers.read(data):
+                self.conversation.answered(frame)
+            self._flush()
         except FrameError:
+            self._flush()
             self.triton.close()
         self._close_if_done()
 
+    def _flush(self) -> None:
+        for side, written in ((self.client, self._for_client), (self.triton, self._for_triton)):
+            if written:
+                side.write(b"".join(written))
+                written.clear()
+
     def _left(self) -> None:
         self.conversation.leave()
+        self._flush()
         self._close_if_done()
 
     def _close_if_done(self) -> None:

@@ -24,8 +24,8 @@ def front_log(logs: Path) -> Path:
     return logs / "front.log"
 
 
-def front_command(spec: ServeSpec, ports: Ports, logs: Path) -> list[str]:
-    """Return its command line; empty where Triton serves all by itself."""
+def front_command(spec: ServeSpec, ports: Ports, logs: Path, shortcut: Path | None) -> list[str]:
+    """Return its command line; empty where Triton serves all by itself. ``shortcut``: takes text past Triton."""
     pairs = {"grpc": (ports.grpc, ports.inner_grpc), "http": (ports.http, ports.inner_http)}
     ways = {way: pair for way, pair in pairs.items() if pair[1]}
     if not ways:
@@ -37,6 +37,7 @@ def front_command(spec: ServeSpec, ports: Ports, logs: Path) -> list[str]:
         *("--log", str(front_log(logs))),
         *("--max-request", str(spec.max_request_mib * _MIB)),
         *("--patience", str(spec.abandoned_timeout_s)),
+        *(("--shortcut", str(shortcut)) if shortcut else ()),
         *_files(spec.tls),
     ]
 

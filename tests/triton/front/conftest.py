@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,15 +16,21 @@ import pytest
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
+from shardyard.calls import CALL, SHORTCUT
 from shardyard.log import Log
+from shardyard.shortcut import Record, opening, write_record
 from shardyard.triton.front.conversation import Rules
 from shardyard.triton.front.grpc_relay import GrpcRelay
+from shardyard.triton.front.shortcut import Shortcut
 from shardyard.triton.front.stopper import Stopper
 
 SERVICE = "/inference.GRPCInferenceService/"
 
 #: Bytes of a request.
 MOST = 1 << 20
+
+#: Pieces of text of an answer that goes past the fake.
+PIECES = 200
 
 #: What the fake says before its first answer.
 BEGIN = (("triton", "begins"), ("raw-bin", b"\0\1"))
@@ -38,7 +47,8 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
     ``cancelled``: those that were not.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, shortcut: Path) -> None:
+        self.shortcut = shortcut
         self.requests: list[Any] = []
         self.looked_at: list[str] = []
         self.calls: dict[str, str] = {}
@@ -124,6 +134,10 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
                 if asked.model_name == "broken":
                     yield _chunk(asked.id)
                     await context.abort(grpc.StatusCode.INTERNAL, "it broke", (("why", "broken"),))
+                if asked.model_name == "short":
+                    for answer in self._shortened(asked.id, metadata):
+                        yield answer
+                    continue
                 for _ in range(1000 if asked.model_name == "long" else 3):
                     yield _chunk(asked.id)
                 if asked.model_name == "slow":
@@ -133,6 +147,28 @@ class FakeTriton(grpc.GenericRpcHandler):  # type: ignore[misc]
             self._note(self.cancelled, last)
             raise
         self._note(self.ended, last)
+
+    def _shortened(self, id: str, metadata: dict[str, Any]) -> Iterator[bytes]:
+        """Answer as the engine does where text may go past Triton: an opening, text by the shortcut, the last piece."""
+        assert metadata[SHORTCUT] == "1"
+        call, number = bytes.fromhex(metadata[CALL]), len(self.requests)
+        pieces = [f"{id}{place} ".encode() for place in range(PIECES)]
+        with socket.socket(socket.AF_UNIX) as engine:
+            engine.connect(str(self.shortcut))
+            engine.sendall(write_record(Record(call, number, pieces[0], last=False)))
+            yield _text(id, opening(call, number))
+            for piece in pieces[1:-1]:
+                engine.sendall(write_record(Record(call, number, piece, last=False)))
+            engine.sendall(write_record(Record(call, number, b"", last=True)))
+            yield _text(id, pieces[-1])
+
+
+def _text(id: str, text: bytes) -> bytes:
+    inner = service_pb2.ModelInferResponse(id=id, model_name="short")
+    inner.outputs.add(name="text_output", datatype="BYTES", shape=[1])
+    inner.raw_output_contents.append(len(text).to_bytes(4, "little") + text)
+    answer: bytes = service_pb2.ModelStreamInferResponse(infer_response=inner).SerializeToString()
+    return answer
 
 
 def _chunk(id: str) -> bytes:
@@ -145,8 +181,11 @@ def _chunk(id: str) -> bytes:
 class Running:
     """A loop on a thread of its own with a fake Triton and a front before it."""
 
-    def __init__(self, max_request: int = MOST, patience: float = 60.0, log: Log | None = None) -> None:
-        self._log = log or Log("front")
+    def __init__(
+        self, max_request: int = MOST, patience: float = 60.0, log: Log | None = None, shortcut: Shortcut | None = None
+    ) -> None:
+        self._log, self._shortcut = log or Log("front"), shortcut
+        self._folder = tempfile.TemporaryDirectory()
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._thread.start()
@@ -156,13 +195,15 @@ class Running:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
 
     async def _start(self, max_request: int, patience: float) -> tuple[FakeTriton, str]:
-        triton = FakeTriton()
+        triton = FakeTriton(Path(self._folder.name) / "shortcut")
+        if self._shortcut:
+            self._shortcut.listen(triton.shortcut)
         self._triton_server = grpc.aio.server()
         self._triton_server.add_generic_rpc_handlers((triton,))
         port = self._triton_server.add_insecure_port("127.0.0.1:0")
         await self._triton_server.start()
         self._channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        rules = Rules(max_request, Stopper(self._channel).stop, patience, self._log)
+        rules = Rules(max_request, Stopper(self._channel).stop, patience, self._log, self._shortcut)
         self._relay = GrpcRelay("127.0.0.1", port, rules)
         self._server = await self._relay.serve("127.0.0.1", 0)
         own = self._server.sockets[0].getsockname()[1]
@@ -185,10 +226,13 @@ class Running:
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(20)
         self.loop.close()
+        self._folder.cleanup()
 
     async def _end(self) -> None:
         self._server.close()
         await self._relay.end(0)
+        if self._shortcut:
+            self._shortcut.close()
         await self._triton_server.stop(None)
         await self._channel.close()
         await asyncio.sleep(0.05)
@@ -207,6 +251,25 @@ def front() -> Iterator[Running]:
 def impatient_front() -> Iterator[Running]:
     """One that soon cancels what goes on for a client that is gone."""
     running = Running(patience=0.2)
+    yield running
+    running.go_on()
+    running.stop()
+
+
+class Unwatched(Shortcut):
+    """Reads what is there only when something of Triton's is to be passed on."""
+
+    def listen(self, path: Path) -> None:
+        """Listen, and look for nobody."""
+        super().listen(path)
+        assert self._listener
+        asyncio.get_running_loop().remove_reader(self._listener)
+
+
+@pytest.fixture(params=[Shortcut, Unwatched])
+def short_front(request: pytest.FixtureRequest) -> Iterator[Running]:
+    """One to which text comes past Triton."""
+    running = Running(shortcut=request.param())
     yield running
     running.go_on()
     running.stop()
