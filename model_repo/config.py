@@ -14,7 +14,10 @@ from shardyard.model_repo.ensemble import DECOUPLED, STEPS, Step
 from shardyard.model_repo.tensor import ModelTensors, Tensor
 from shardyard.model_repo.tensors import MODELS
 
-__all__ = ["ModelSettings", "ensemble_config", "parse", "python_config", "render"]
+__all__ = ["CANCELLATION_CHECK_MS", "ModelSettings", "ensemble_config", "parse", "python_config", "render"]
+
+#: Milliseconds between two looks of an engine's model for clients that have gone away: TensorRT-LLM's default.
+CANCELLATION_CHECK_MS = 100
 
 
 @dataclass(frozen=True)

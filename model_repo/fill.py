@@ -12,16 +12,16 @@ from typing import Any
 from shardyard.artifacts import Draft
 from shardyard.console import Console
 from shardyard.errors import ArtifactError, PipelineError
-from shardyard.manifest import read_manifest, stamp_files
+from shardyard.manifest import read_manifest
 from shardyard.model_repo.allowed_paths import noted_folders
-from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
+from shardyard.model_repo.config import CANCELLATION_CHECK_MS, ModelSettings, ensemble_config, python_config, render
 from shardyard.model_repo.ensemble import STEPS, TEXT_STEPS, Step, check_edges
 from shardyard.model_repo.gpu_fill import fill_gpu
 from shardyard.model_repo.llm_api_fill import fill_llm_api
 from shardyard.model_repo.repository_files import TOKENIZER, write_repository
-from shardyard.model_repo.special_ids import SpecialIds, read_special_ids
+from shardyard.model_repo.special_ids import SpecialIds
 from shardyard.model_repo.tensors import MODELS
-from shardyard.model_repo.tokenizer_files import check_tokenizer
+from shardyard.model_repo.tokenizer_files import find_tokenizer_files
 from shardyard.serve_spec import ServeSpec
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
@@ -38,8 +38,6 @@ _MODULES = {
     "tensorrt_llm_bls": "bls",
     "ensemble_unary": "unary",
 }
-#: How often the engine looks for clients that have gone away; TensorRT-LLM's default.
-_CANCELLATION_CHECK_MS = 100
 
 
 @dataclass(frozen=True)
@@ -85,19 +83,15 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
         return fill_llm_api(pipeline, engine, out, console)
     manifest = read_manifest(engine, "build")
     build, vocab_size = _read_engine(engine)
-    serve, source, tokenizer = pipeline.serve, pipeline.checkpoint_path(), pipeline.tokenizer_path()
+    serve = pipeline.serve
     _check(serve)
-    names = check_tokenizer(tokenizer, vocab_size)
-    special = read_special_ids(source, tokenizer, vocab_size)
-    if not special.end_ids:
-        console.warn(f"{source} names no eos_token_id: answers end at max_tokens only")
+    tokenizer = find_tokenizer_files(pipeline, vocab_size, console)
     engine_path = _relative(engine, out)
-    facts = _Facts(build["max_batch_size"], build["max_seq_len"], vocab_size, engine_path, special)
-    stamps = stamp_files(tokenizer, names)
-    inputs = {**manifest.outputs, **{f"tokenizer/{name}": stamp for name, stamp in stamps.items()}}
+    facts = _Facts(build["max_batch_size"], build["max_seq_len"], vocab_size, engine_path, tokenizer.special)
+    inputs = {**manifest.outputs, **tokenizer.stamps()}
     settings = {
-        "end_ids": list(special.end_ids),
-        "pad_id": special.pad_id,
+        "end_ids": list(tokenizer.special.end_ids),
+        "pad_id": tokenizer.special.pad_id,
         **noted_folders({"gpt_model_path": engine_path, "lora_prefetch_dir": _adapters(serve)}),
         **{name: getattr(serve, name) for name in _SETTINGS},
         # The tables of tensors and steps are part of what makes a repository; a hash of them tells when they change.
@@ -106,7 +100,7 @@ def fill(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> Stage
     }
 
     def work(draft: Draft) -> None:
-        write_repository(draft.folder, configurations(facts, serve), _MODULES, tokenizer, names)
+        write_repository(draft.folder, configurations(facts, serve), _MODULES, tokenizer)
 
     return run_stage(STAGE, out, engine, inputs, settings, describe("tokenizers", "tritonclient"), work, console)
 
@@ -189,7 +183,7 @@ def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
             "exclude_input_in_output": _flag(serve.exclude_input_in_output),
             "enable_kv_cache_reuse": _flag(serve.enable_kv_cache_reuse),
             "batch_scheduler_policy": serve.batch_scheduler_policy,
-            "cancellation_check_period_ms": str(_CANCELLATION_CHECK_MS),
+            "cancellation_check_period_ms": str(CANCELLATION_CHECK_MS),
             # TensorRT-LLM's name: a folder per adapter, called by its id.
             "lora_prefetch_dir": _adapters(serve),
         },

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from shardyard.artifacts import Draft
 from shardyard.console import Console
-from shardyard.manifest import read_manifest, stamp_files
+from shardyard.manifest import read_manifest
 from shardyard.model_repo.allowed_paths import noted_folders
 from shardyard.model_repo.config import ModelSettings, ensemble_config, python_config, render
 from shardyard.model_repo.ensemble import check_edges
@@ -19,8 +19,8 @@ from shardyard.model_repo.gpu_parameters import engine_parameters
 from shardyard.model_repo.gpu_steps import GPU_STEPS
 from shardyard.model_repo.gpu_tensors import gpu_models
 from shardyard.model_repo.repository_files import TOKENIZER, write_repository
-from shardyard.model_repo.special_ids import SpecialIds, read_special_ids
-from shardyard.model_repo.tokenizer_files import check_tokenizer
+from shardyard.model_repo.special_ids import SpecialIds
+from shardyard.model_repo.tokenizer_files import find_tokenizer_files
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
 from shardyard.toolchain import describe
@@ -42,14 +42,9 @@ def fill_gpu(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> S
     manifest = read_manifest(engine, "build")
     built = read_gpu_engine(engine)
     check_gpu(pipeline, built)
-    tokenizer = pipeline.tokenizer_path()
-    names = check_tokenizer(tokenizer, built.vocab_size)
-    special = read_special_ids(pipeline.checkpoint_path(), tokenizer, built.vocab_size)
-    if not special.end_ids:
-        console.warn(f"{pipeline.checkpoint_path()} names no eos_token_id: answers end at max_tokens only")
-    texts = configurations(pipeline, built, str(engine.resolve()), special)
-    stamps = stamp_files(tokenizer, names)
-    inputs = {**manifest.outputs, **{f"tokenizer/{name}": stamp for name, stamp in stamps.items()}}
+    tokenizer = find_tokenizer_files(pipeline, built.vocab_size, console)
+    texts = configurations(pipeline, built, str(engine.resolve()), tokenizer.special)
+    inputs = {**manifest.outputs, **tokenizer.stamps()}
     settings = {
         "target": pipeline.engine.target,
         **noted_folders({"gpt_model_path": str(engine.resolve())}),
@@ -58,7 +53,7 @@ def fill_gpu(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> S
     }
 
     def work(draft: Draft) -> None:
-        write_repository(draft.folder, texts, _MODULES, tokenizer, names)
+        write_repository(draft.folder, texts, _MODULES, tokenizer)
 
     return run_stage("fill", out, engine, inputs, settings, describe("tokenizers", "tritonclient"), work, console)
 

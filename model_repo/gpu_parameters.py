@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shardyard.gpu_spec import GPU_WORKER
+from shardyard.model_repo.config import CANCELLATION_CHECK_MS
 from shardyard.spec import Pipeline
 
 __all__ = ["engine_parameters"]
 
 _Value = str | bool | int | float | Sequence[int] | None
 
-#: Milliseconds between two looks for cancelled requests, and between two updates of the metrics: the defaults.
-_PERIOD_MS = 100
+#: Milliseconds between two updates of the metrics: the default.
+_STATS_CHECK_MS = 100
 
 
 def engine_parameters(pipeline: Pipeline, engine_path: str) -> dict[str, str]:
@@ -37,8 +38,8 @@ def engine_parameters(pipeline: Pipeline, engine_path: str) -> dict[str, str]:
         "enable_kv_cache_reuse": serve.enable_kv_cache_reuse,
         "enable_chunked_context": gpu.enable_chunked_context,
         "exclude_input_in_output": serve.exclude_input_in_output,
-        "cancellation_check_period_ms": _PERIOD_MS,
-        "stats_check_period_ms": _PERIOD_MS,
+        "cancellation_check_period_ms": CANCELLATION_CHECK_MS,
+        "stats_check_period_ms": _STATS_CHECK_MS,
         "decoding_mode": gpu.decoding_mode,
         "lookahead_window_size": window,
         "lookahead_ngram_size": ngram,

@@ -11,15 +11,15 @@ import yaml
 from shardyard.artifacts import Draft
 from shardyard.builder.targets.tensorrt_llm_api import MODEL_YAML
 from shardyard.console import Console
-from shardyard.manifest import read_manifest, stamp_files
+from shardyard.manifest import read_manifest
 from shardyard.model_repo.allowed_paths import noted_folders
-from shardyard.model_repo.config import ModelSettings, python_config, render
+from shardyard.model_repo.config import CANCELLATION_CHECK_MS, ModelSettings, python_config, render
 from shardyard.model_repo.llm_api_checks import check_llm_api
 from shardyard.model_repo.llm_api_engine import read_llm_api_engine
 from shardyard.model_repo.llm_api_tensors import LLM_API_MODEL, LLM_API_MODELS
 from shardyard.model_repo.repository_files import VERSION, write_repository
-from shardyard.model_repo.special_ids import SpecialIds, read_special_ids
-from shardyard.model_repo.tokenizer_files import check_tokenizer
+from shardyard.model_repo.special_ids import SpecialIds
+from shardyard.model_repo.tokenizer_files import find_tokenizer_files
 from shardyard.serve_spec import ServeSpec
 from shardyard.spec import Pipeline
 from shardyard.stage import StageResult, run_stage
@@ -30,9 +30,6 @@ __all__ = ["fill_llm_api"]
 _MODULES = {LLM_API_MODEL: "llm_api"}
 _FOLDER = f"{LLM_API_MODEL}/{VERSION}"
 _TOKENIZER = f"{_FOLDER}/tokenizer"
-
-#: Milliseconds between two looks for clients that have gone away: upstream's default.
-_CANCELLATION_CHECK_MS = 100
 
 
 def fill_llm_api(pipeline: Pipeline, engine: Path, out: Path, console: Console) -> StageResult:
@@ -46,15 +43,10 @@ def fill_llm_api(pipeline: Pipeline, engine: Path, out: Path, console: Console) 
     manifest = read_manifest(engine, "build")
     built = read_llm_api_engine(pipeline, engine)
     check_llm_api(pipeline.serve, built.ranks)
-    tokenizer = pipeline.tokenizer_path()
-    names = check_tokenizer(tokenizer, built.vocab_size)
-    special = read_special_ids(pipeline.checkpoint_path(), tokenizer, built.vocab_size)
-    if not special.end_ids:
-        console.warn(f"{pipeline.checkpoint_path()} names no eos_token_id: answers end at max_tokens only")
+    tokenizer = find_tokenizer_files(pipeline, built.vocab_size, console)
     content = built.served(pipeline)
-    text = configuration(pipeline.serve, special, decoupled=content["triton_config"]["decoupled"])
-    stamps = stamp_files(tokenizer, names)
-    inputs = {**manifest.outputs, **{f"tokenizer/{name}": stamp for name, stamp in stamps.items()}}
+    text = configuration(pipeline.serve, tokenizer.special, decoupled=content["triton_config"]["decoupled"])
+    inputs = {**manifest.outputs, **tokenizer.stamps()}
     settings = {
         "target": pipeline.engine.target,
         **noted_folders({name: content[name] for name in ("model", "tokenizer")}),
@@ -63,7 +55,7 @@ def fill_llm_api(pipeline: Pipeline, engine: Path, out: Path, console: Console) 
     }
 
     def work(draft: Draft) -> None:
-        write_repository(draft.folder, {LLM_API_MODEL: text}, _MODULES, tokenizer, names, tokenizer_at=_TOKENIZER)
+        write_repository(draft.folder, {LLM_API_MODEL: text}, _MODULES, tokenizer, tokenizer_at=_TOKENIZER)
         written = yaml.safe_dump(content, sort_keys=False)
         (draft.folder / _FOLDER / MODEL_YAML).write_text(written, encoding="utf-8")
 
@@ -85,7 +77,7 @@ def configuration(serve: ServeSpec, special: SpecialIds, *, decoupled: bool) -> 
         "max_prompt_bytes": str(serve.max_prompt_bytes),
         "max_words": str(serve.max_words),
         "exclude_input_in_output": "true" if serve.exclude_input_in_output else "false",
-        "cancellation_check_period_ms": str(_CANCELLATION_CHECK_MS),
+        "cancellation_check_period_ms": str(CANCELLATION_CHECK_MS),
         "gpu_device_ids": ",".join(map(str, serve.gpu.device_ids)),
     }
     config = python_config(ModelSettings(LLM_API_MODEL, 0, batching=False, parameters=parameters), LLM_API_MODELS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+
+from shardyard.model_repo.tokenizer_files import TokenizerFiles
 
 __all__ = ["TOKENIZER", "VERSION", "write_repository"]
 
@@ -17,12 +19,11 @@ def write_repository(
     folder: Path,
     texts: Mapping[str, str],
     modules: Mapping[str, str],
-    tokenizer: Path,
-    names: Sequence[str],
+    tokenizer: TokenizerFiles,
     *,
     tokenizer_at: str = TOKENIZER,
 ) -> None:
-    """Write each model's config.pbtxt and code, and copy the tokenizer's files ``names`` to ``tokenizer_at``.
+    """Write each model's config.pbtxt and code, and copy the tokenizer's files to ``tokenizer_at``.
 
     ``modules``: model → the module of its code; a model that is not there has none.
     """
@@ -33,8 +34,8 @@ def write_repository(
         _write_code(version, modules.get(name))
     copies = folder / tokenizer_at
     copies.mkdir()
-    for name in names:
-        shutil.copyfile(tokenizer / name, copies / name)
+    for name in tokenizer.names:
+        shutil.copyfile(tokenizer.folder / name, copies / name)
 
 
 def _write_code(version: Path, module: str | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from shardyard.errors import RequestError
 
-__all__ = ["UNSUPPORTED", "refuse_unsupported"]
+__all__ = ["refuse_unsupported"]
 
 #: Why → the names, in any of the models.
 _REASONS: dict[str, str] = {
@@ -32,7 +32,7 @@ _REASONS: dict[str, str] = {
 _CLIENT_NAMES = {"DECODER_QUERY": "decoder_text_input", "PROMPT_TABLE_EXTRA_ID": "prompt_table_extra_id"}
 
 #: Input → why it cannot be.
-UNSUPPORTED = {name: why for why, names in _REASONS.items() for name in names.split()}
+_UNSUPPORTED = {name: why for why, names in _REASONS.items() for name in names.split()}
 
 
 def refuse_unsupported(given: Collection[str]) -> None:
@@ -42,5 +42,5 @@ def refuse_unsupported(given: Collection[str]) -> None:
         RequestError: it has; the error names it.
     """
     for name in given:
-        if name in UNSUPPORTED:
-            raise RequestError(f"{_CLIENT_NAMES.get(name, name)} is not possible", UNSUPPORTED[name], "leave it out")
+        if name in _UNSUPPORTED:
+            raise RequestError(f"{_CLIENT_NAMES.get(name, name)} is not possible", _UNSUPPORTED[name], "leave it out")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ["CLOSED", "CONTROL_HEADER", "restrictions"]
+__all__ = ["CONTROL_HEADER", "restrictions"]
 
 #: Triton's names of the groups of calls that change the server or read its memory.
-CLOSED = ("model-repository", "shared-memory", "trace", "logging")
+_CLOSED = ("model-repository", "shared-memory", "trace", "logging")
 
 #: A call to one of them needs this header, with the run's token.
 CONTROL_HEADER = "x-shardyard-control"
@@ -13,7 +13,7 @@ CONTROL_HEADER = "x-shardyard-control"
 
 def restrictions(token: str, opened: tuple[str, ...] = ()) -> list[str]:
     """Return tritonserver's options that close these groups, but for those that are opened."""
-    closed = ",".join(group for group in CLOSED if group not in opened)
+    closed = ",".join(group for group in _CLOSED if group not in opened)
     if not closed:
         return []
     key = f"{closed}:{CONTROL_HEADER}={token}"

@@ -16,7 +16,7 @@ from shardyard.triton.pulse import TRITON
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.reports import FarEnd
 
-__all__ = ["Ended", "explain", "explain_far", "explain_hang", "last_lines", "mpirun_log"]
+__all__ = ["Ended", "explain", "explain_far", "explain_hang", "last_lines", "mpirun_log", "read_log"]
 
 #: Lines of a rank's log that an error shows, and the characters that are left of each.
 TAIL_LINES = 20
@@ -93,7 +93,7 @@ def mpirun_log(logs: Path) -> Path:
 
 def last_lines(path: Path, count: int = TAIL_LINES) -> str:
     """Return the last lines of a log that say anything; Triton's tables are squeezed."""
-    lines = [_WIDE.sub("  ", line.rstrip()) for line in _read(path).splitlines() if not _EMPTY.fullmatch(line)]
+    lines = [_WIDE.sub("  ", line.rstrip()) for line in read_log(path).splitlines() if not _EMPTY.fullmatch(line)]
     return "\n".join(line if len(line) <= TAIL_WIDTH else line[:TAIL_WIDTH] + "…" for line in lines[-count:])
 
 
@@ -163,7 +163,7 @@ def _culprit(gone: Sequence[Ended], logs: Path, ranks: int) -> tuple[Ended, str]
         return _process(rank), "it met an error and aborted the MPI world"
     stubs = [ended for ended in gone if ended.stub]
     others = [ended for ended in gone if not ended.stub]
-    number = crash_signal(_read(rank_log(logs, 0)))
+    number = crash_signal(read_log(rank_log(logs, 0)))
     if number is None and not others:
         return stubs[0], "it was killed or crashed"
     if number is None:
@@ -185,19 +185,19 @@ def _culprit_but_models(gone: Sequence[Ended], logs: Path) -> tuple[Ended, str]:
 
 
 def _process(rank: int) -> Ended:
-    return Ended(rank, "worker" if rank else "tritonserver")
+    return Ended(rank, "worker" if rank else TRITON)
 
 
 def _aborted(logs: Path, ranks: int) -> int | None:
     for path in (mpirun_log(logs), *(rank_log(logs, rank) for rank in range(ranks))):
-        if found := _ABORTED.search(_read(path)):
+        if found := _ABORTED.search(read_log(path)):
             return int(found[1])
     return None
 
 
 def _told_by_launcher(log: Path) -> tuple[int | None, str]:
     """Return the rank that mpirun or srun says ended first, and how."""
-    said = _read(log)
+    said = read_log(log)
     if found := _SIGNALLED.search(said):
         return int(found[1]), f"it was killed by {_signal_name(int(found[2]))}"
     if found := _EXITED.search(said):
@@ -216,7 +216,8 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _read(path: Path) -> str:
+def read_log(path: Path) -> str:
+    """Return a log's text; empty where there is none yet."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:

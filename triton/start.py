@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RankError, ShardyardError
 from shardyard.triton.health import accepts_grpc, is_ready
-from shardyard.triton.post_mortem import last_lines
+from shardyard.triton.post_mortem import last_lines, read_log
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.supervisor import Supervisor
 
@@ -44,7 +43,7 @@ def wait_until_ready(
         seen: set[str] = set()
         while not (is_ready(endpoint) and accepts_grpc(endpoint)):
             _check(supervisor, deadline, timeout)
-            log = _text(rank_log(supervisor.logs, 0))
+            log = read_log(rank_log(supervisor.logs, 0))
             _check_models(log, supervisor)
             loaded = set(_LOADED.findall(log))
             advance(len(loaded - seen), f"{len(loaded)} of {models} models loaded")
@@ -87,10 +86,3 @@ def _check_models(log: str, supervisor: Supervisor) -> None:
             fix=f"mend what this says and start again; all its lines are in {path}",
             tail=last_lines(path),
         )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 from shardyard.errors import ArtifactError, BusyError, ShardyardError
 from shardyard.model_repo.allowed_paths import allowed_path
 
-__all__ = ["Settings", "error_response", "one_line", "read_tensors", "response"]
+__all__ = ["Settings", "error_response", "read_tensors", "response"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def response(arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
 
 def error_response(error: Exception | str) -> Any:
     """Return a response that is an error, in one line and without a traceback."""
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(one_line(error), _code(error)))
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(_one_line(error), _code(error)))
 
 
 def _code(error: Exception | str) -> Any:
@@ -87,7 +87,7 @@ def _code(error: Exception | str) -> Any:
     return pb_utils.TritonError.INVALID_ARG if isinstance(error, ShardyardError) else pb_utils.TritonError.INTERNAL
 
 
-def one_line(error: Exception | str) -> str:
+def _one_line(error: Exception | str) -> str:
     """Return what, why and fix in one line."""
     if isinstance(error, ShardyardError):
         what = f"{error.what}: {error.why}" if error.why else error.what

@@ -6,11 +6,9 @@ from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig
 
 from shardyard.calls import ENDED
+from shardyard.triton.world import ENGINE_MODEL
 
-__all__ = ["ENGINE", "stop_request"]
-
-#: The model that is the engine.
-ENGINE = "tensorrt_llm"
+__all__ = ["stop_request"]
 
 _STOP = "stop"
 
@@ -24,7 +22,7 @@ def stop_request(call: str, model: ModelConfig) -> bytes:
     ``model``: its configuration. Around an engine it has batches and wants lengths, around the LLM API neither.
     """
     ended = {ENDED: service_pb2.InferParameter(string_param=call)}
-    request = service_pb2.ModelInferRequest(model_name=ENGINE, parameters=ended)
+    request = service_pb2.ModelInferRequest(model_name=ENGINE_MODEL, parameters=ended)
     for tensor in model.input:
         type = DataType.Name(tensor.data_type)
         if type in _ONES and (tensor.name == _STOP or not tensor.optional):

@@ -10,7 +10,8 @@ import grpc
 from tritonclient.grpc import service_pb2
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from shardyard.triton.front.requests import ENGINE, stop_request
+from shardyard.triton.front.requests import stop_request
+from shardyard.triton.world import ENGINE_MODEL
 
 __all__ = ["Stopper"]
 
@@ -45,6 +46,6 @@ class Stopper:
 
     async def _ask_model(self) -> ModelConfig:
         """Ask Triton what the engine's model takes."""
-        asked = service_pb2.ModelConfigRequest(name=ENGINE).SerializeToString()
+        asked = service_pb2.ModelConfigRequest(name=ENGINE_MODEL).SerializeToString()
         answer = await self._channel.unary_unary(f"{_SERVICE}ModelConfig")(asked)
         return service_pb2.ModelConfigResponse.FromString(answer).config
