@@ -19,10 +19,10 @@ from pathlib import Path
 
 from shardyard.report import REPORT_TO, send_report
 
-__all__ = ["BEATS", "DRAIN", "PERIOD", "UNREADY", "Beat", "Heartbeat", "read_beat"]
+__all__ = ["BEATS", "DRAIN", "PERIOD", "RESTARTS", "UNREADY", "Beat", "Heartbeat", "read_beat"]
 
-#: In the environment of an endpoint's processes: the folder that takes the files.
-BEATS = "SHARDYARD_BEATS"
+#: In the environment of an endpoint's processes: how often it was started again, and the folder that takes the files.
+RESTARTS, BEATS = "SHARDYARD_RESTARTS", "SHARDYARD_BEATS"
 
 #: In that folder once no new work is to be taken.
 DRAIN = "drain"

@@ -11,12 +11,13 @@ import subprocess
 import sys
 from collections import deque
 
+from shardyard.heartbeat import BEATS
 from shardyard.report import send_report
 from shardyard.triton.guard import die_with_parent
 from shardyard.triton.rank_entry import own_rank
 
 #: Variables that name places on rank 0's host.
-_PLACES = ("TMPDIR", "OMPI_MCA_btl_sm_backing_directory", "SHARDYARD_BEATS")
+_PLACES = ("TMPDIR", "OMPI_MCA_btl_sm_backing_directory", BEATS)
 
 #: Lines that the report of the end holds, and characters of each.
 LINES, WIDTH = 40, 400

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["RESTARTS", "BackOff"]
-
-#: In the environment of an endpoint's processes: how often it was started again.
-RESTARTS = "SHARDYARD_RESTARTS"
+__all__ = ["BackOff"]
 
 #: Seconds before the first restart; each further one waits twice as long as the one before, up to the longest.
 SHORTEST, LONGEST = 1.0, 60.0

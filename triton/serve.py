@@ -15,7 +15,7 @@ from typing import Self
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import ArtifactError, LaunchError
-from shardyard.heartbeat import PERIOD
+from shardyard.heartbeat import PERIOD, RESTARTS
 from shardyard.log import events_log
 from shardyard.mpi import of_one_machine
 from shardyard.serve_spec import ServeSpec
@@ -29,7 +29,6 @@ from shardyard.triton.host_check import check_hosts
 from shardyard.triton.launcher import choose_launcher
 from shardyard.triton.ports import LOOPBACK, Ports, choose_ports
 from shardyard.triton.readiness import Readiness
-from shardyard.triton.restart import RESTARTS
 from shardyard.triton.run_folder import RunFolder
 from shardyard.triton.start import Probe, wait_until_ready
 from shardyard.triton.supervisor import Supervisor

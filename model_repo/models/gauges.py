@@ -8,6 +8,7 @@ from typing import Any
 
 import triton_python_backend_utils as pb_utils
 
+from shardyard.heartbeat import RESTARTS
 from shardyard.runtime.stats import Stats
 
 __all__ = ["Gauges"]
@@ -91,7 +92,7 @@ class Gauges:
             kind=pb_utils.MetricFamily.GAUGE,
         )
         self._restart_gauge = self._restarts.Metric(labels=self._labels)
-        self._restart_gauge.set(float(os.environ.get("SHARDYARD_RESTARTS", "0")))
+        self._restart_gauge.set(float(os.environ.get(RESTARTS, "0")))
         self._gauges: dict[_Key, Any] = {}
         self._values: dict[_Key, float] = {}
 

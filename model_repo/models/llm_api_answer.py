@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from shardyard.errors import LaunchError
+from shardyard.model_repo.models.answer import Arrays
 from shardyard.model_repo.models.llm_api_request import LlmApiRequest
 from shardyard.model_repo.models.stop_watcher import StopWatcher
 from shardyard.model_repo.models.stream_decoder import StreamDecoder
 from shardyard.model_repo.models.tokenizer import Tokenizer
 
 __all__ = ["LlmApiAnswer", "metrics_tensors"]
-
-Arrays = dict[str, npt.NDArray[Any]]
 
 #: What upstream's model sends where there is no reason (yet): Python's None as text.
 _NONE = "None"
@@ -33,7 +32,7 @@ class LlmApiAnswer:
         self._request, self._end_ids = request, frozenset(end_ids)
         self._decoder = StreamDecoder(tokenizer)
         self._watcher = StopWatcher(tokenizer, request.stop) if request.stop else None
-        self._seen = self._shown = 0
+        self._shown = 0
         self._text = ""
         self.finish_reason = self._stop_reason = _NONE
         self._cumulative: float | None = None
@@ -48,8 +47,7 @@ class LlmApiAnswer:
         """Take a CompletionOutput; its tokens are all of the answer so far."""
         if self.stopped:
             return
-        new = completion.token_ids[self._seen :]
-        self._seen += len(new)
+        new = completion.token_ids[self.tokens :]
         self.tokens += len(new)
         if new and new[-1] in self._end_ids:
             new = new[:-1]
