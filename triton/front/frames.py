@@ -25,6 +25,7 @@ HEADERS: Final = 0x1
 RST_STREAM: Final = 0x3
 SETTINGS: Final = 0x4
 PING: Final = 0x6
+GOAWAY: Final = 0x7
 WINDOW_UPDATE: Final = 0x8
 CONTINUATION: Final = 0x9
 
