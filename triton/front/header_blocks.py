@@ -6,6 +6,7 @@ Blocks that refer to earlier ones (HPACK, RFC 7541) could be neither dropped nor
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from hpack import Decoder, Encoder, HPACKError, NeverIndexedHeaderTuple
 
@@ -26,6 +27,9 @@ Field = tuple[bytes, bytes]
 
 #: Bytes that one block may have, and that its fields may add up to: a few bytes may name a large field many times.
 _MOST = 1 << 16
+
+#: Fields whose encoding is remembered.
+_KNOWN = 256
 
 
 class HeaderBlocks:
@@ -66,10 +70,17 @@ class HeaderBlocks:
 
 def write_headers(stream: int, fields: Iterable[Field], *, end: bool) -> bytes:
     """Return the frames of a block; ``end``: the stream ends with it."""
-    block = Encoder().encode((NeverIndexedHeaderTuple(*field) for field in fields), huffman=False)
+    block = b"".join([_encoded(name, value) for name, value in fields])
     parts = [block[at : at + LONGEST] for at in range(0, len(block), LONGEST)]
     frames = []
     for place, part in enumerate(parts):
         kind, flags = (CONTINUATION, 0) if place else (HEADERS, END_STREAM * end)
         frames.append(write_frame(kind, flags | END_HEADERS * (place == len(parts) - 1), stream, part))
     return b"".join(frames)
+
+
+@lru_cache(_KNOWN)
+def _encoded(name: bytes, value: bytes) -> bytes:
+    """Return one field. It depends on no other, and most are the same in call after call."""
+    block: bytes = Encoder().encode([NeverIndexedHeaderTuple(name, value)], huffman=False)
+    return block
