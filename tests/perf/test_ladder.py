@@ -7,7 +7,7 @@ import time
 import pytest
 
 from shardyard.errors import MeasurementError
-from shardyard.perf.bench_overhead import WAYS, overhead_rows
+from shardyard.perf.bench_overhead import WAYS, overhead_rows, verdicts
 from shardyard.perf.ladder import Rung, climb
 
 
@@ -35,9 +35,29 @@ def test_a_failed_request_fails_the_measurement() -> None:
     assert "no more" in caught.value.why
 
 
-def test_each_way_stands_beside_the_engine() -> None:
-    figures = {(way, 1): [Rung(0.010 + 0.001 * index, 0.002, 100 / (index + 1))] for index, way in enumerate(WAYS)}
-    rows = list(overhead_rows(figures, [1]))
+def a_round(slow: float) -> dict[tuple[str, int], Rung]:
+    """On a machine that is so much slower, each way adds 1 ms and takes a tenth of the tokens/s."""
+    return {
+        (way, 1): Rung(0.010 * slow + 0.001 * index, 0.002 * slow, 100 / slow * (1 - index / 10))
+        for index, way in enumerate(WAYS)
+    }
+
+
+def test_each_way_stands_beside_the_engine_of_its_round() -> None:
+    rows = list(overhead_rows([a_round(1), a_round(3), a_round(2)], WAYS, [1]))
     assert [row[1] for row in rows] == list(WAYS)
+    assert [row[2] for row in rows] == ["20.0", "21.0", "22.0", "23.0"]
     assert [row[3] for row in rows] == ["+0.0", "+1.0", "+2.0", "+3.0"]
-    assert [row[7] for row in rows] == ["100%", "50%", "33%", "25%"]
+    assert [row[7] for row in rows] == ["100.0%", "90.0%", "80.0%", "70.0%"]
+
+
+def test_limits_are_held_against_what_was_measured() -> None:
+    assert [row[2:] for row in verdicts([a_round(1), a_round(3)], [1])] == [
+        ("+2.00 ms", "reached"),
+        ("+0.00 ms", "reached"),
+        ("80.0%", "not reached"),
+    ]
+
+
+def test_the_engine_alone_is_what_lies_between_before_and_after() -> None:
+    assert Rung(1.0, 2.0, 3.0).halfway(Rung(2.0, 4.0, 6.0)) == Rung(1.5, 3.0, 4.5)
