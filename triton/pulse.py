@@ -34,7 +34,7 @@ class Pulse:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._written: dict[Path, int] = {}
+        self._said: dict[Path, tuple[int, Beat]] = {}
         self._silent: dict[Path, float] = {}
         self._looked = time.monotonic()
 
@@ -45,12 +45,16 @@ class Pulse:
         found = []
         for path in self._folder.glob("*.json"):
             try:
-                written, beat = path.stat().st_mtime_ns, read_beat(path)
+                written, said = path.stat().st_mtime_ns, self._said.get(path)
+                if said and said[0] == written:
+                    beat = said[1]
+                    self._silent[path] += passed
+                else:
+                    beat = read_beat(path)
+                    self._silent[path] = 0.0
             except OSError:
                 continue
-            fresh = self._written.get(path) != written
-            self._written[path] = written
-            self._silent[path] = 0.0 if fresh else self._silent[path] + passed
+            self._said[path] = written, beat
             found.append(Silence(beat, self._silent[path]))
         return sorted(found, key=lambda silence: -silence.seconds)
 

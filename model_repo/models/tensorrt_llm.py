@@ -36,6 +36,9 @@ from shardyard.runtime.scheduler import Policy
 
 __all__ = ["TritonPythonModel"]
 
+#: Seconds between two looks at figures for the metrics while work goes on.
+METRICS_PERIOD = 1.0
+
 #: Seconds that the first token may take: the engine packs its weights at the first step.
 WARM_UP_TIMEOUT = 120.0
 
@@ -145,11 +148,13 @@ class TritonPythonModel:
             raise LaunchError("the engine cannot generate", why=str(errors[-1]))
 
     def _watch_clients(self) -> None:
-        shown = 0.0
+        shown, worked = 0.0, False
         while not self._stopping.wait(self._period):
             self._streams.cancel_abandoned()
-            if time.monotonic() - shown > 0.5:
-                shown = time.monotonic()
+            # At once when work begins or ends; else seldom, since each figure that has changed is a message to Triton.
+            works = self._streams.count() > 0
+            if works != worked or time.monotonic() - shown > METRICS_PERIOD:
+                shown, worked = time.monotonic(), works
                 self._gauges.update(self._executor.stats())
                 self._timings.update()
 
