@@ -1,19 +1,22 @@
 """What serving costs beside the engine alone: ``python -m shardyard.perf.bench_overhead`` (``make bench-overhead``).
 
-The same prompts go, in one run and in turns, through the engine's own loop in this process, through the model
-``tensorrt_llm`` over gRPC, through ``ensemble`` and through ``tensorrt_llm_bls``. Client, server and engine share the
-machine's cores, so what a client costs is in the figures of the last three. Machines change while they are measured:
-each round takes the engine alone before and after the others and compares with the mean of the two.
+Prompts of one kind go, in one run and in turns, through the engine's own loop in this process, through the model
+``tensorrt_llm`` over gRPC, through ``ensemble`` and through ``tensorrt_llm_bls``: none twice, since the server would
+know it by then. Client, server and engine share the machine's cores, so what a client costs is in the figures of the
+last three. Machines change while they are measured, so each turn takes all ways, one right after the other, and what a
+way adds is the median of what it added in its turns. The server is up all the time: while the engine is asked alone, it
+idles, which takes about a hundredth of two cores.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,8 +38,8 @@ WAYS = (ALONE, "tensorrt_llm", "ensemble", "tensorrt_llm_bls")
 #: What the ensemble may add to the engine alone.
 TTFT_LIMIT_S, TOKEN_LIMIT_S, THROUGHPUT_LIMIT = 0.003, 0.0003, 0.95
 
-#: Way and streams → what one round measured.
-Round = dict[tuple[str, int], Rung]
+#: Way and streams → what one turn measured.
+Turn = dict[tuple[str, int], Rung]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,11 +48,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("work/bench-overhead"), help="keeps checkpoint and engine")
     parser.add_argument("--shape", default="0.5b", help="a shape of examples/make_checkpoint.py")
     parser.add_argument("--streams", default="1,8,32", help="requests in flight")
-    parser.add_argument("--requests", type=int, default=3, help="requests of each stream and round (3)")
+    parser.add_argument("--requests", type=int, default=64, help="requests of each way, one a stream and turn (64)")
+    parser.add_argument("--turns", type=int, default=6, help="turns that there are at least (6)")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (32)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which to take, beside the engine")
-    parser.add_argument("--rounds", type=int, default=3, help="times that each way is taken (3)")
     args = parser.parse_args(argv)
     args.ways = [way for way in WAYS if way == ALONE or way in args.ways]
     return exit_status(partial(_bench, args))
@@ -60,50 +63,58 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
     engine = {"max_batch_size": max(streams), "max_seq_len": 512, "max_num_tokens": 256}
     pipeline = prepare_shape(args.work, args.shape, engine, console)
     tokenizer = load_tokenizer(pipeline.tokenizer_path())
-    maker, rng = PromptMaker(tokenizer), random.Random(0)
-    rounds: list[Round] = []
-
-    def measure(ask: Ask) -> Iterator[tuple[int, Rung]]:
+    turns: list[Turn] = []
+    with (
+        _engine(args.work / ENGINE) as executor,
+        tempfile.TemporaryDirectory() as logs,
+        launch(pipeline, args.work / REPOSITORY, Path(logs), Console(quiet=True)) as server,
+        ExitStack() as opened,
+    ):
+        asks = {ALONE: executor_way(executor, tokenizer)}
+        for way in args.ways:
+            if way == "tensorrt_llm":
+                asks[way] = opened.enter_context(token_model_way(server.endpoint, tokenizer))
+            elif way != ALONE:
+                asks[way] = opened.enter_context(model_way(server.endpoint, way))
         for count in streams:
-            prompts = [maker.make(args.prompt_tokens, rng) for _ in range(count * args.requests)]
-            climb(ask, prompts[:count], count, 2)  # Shapes that the engine has not met yet.
-            yield count, climb(ask, prompts, count, args.tokens)
-
-    def alone() -> dict[int, Rung]:
-        with _engine(args.work / ENGINE) as executor:
-            return dict(measure(executor_way(executor, tokenizer)))
-
-    def served() -> Round:
-        with (
-            tempfile.TemporaryDirectory() as logs,
-            launch(pipeline, args.work / REPOSITORY, Path(logs), Console(quiet=True)) as server,
-        ):
-            taken = Round()
-            for way in [way for way in args.ways if way != ALONE]:
-                tokens_only = way == "tensorrt_llm"
-                opened = token_model_way(server.endpoint, tokenizer) if tokens_only else model_way(server.endpoint, way)
-                with opened as ask:
-                    taken |= {(way, count): rung for count, rung in measure(ask)}
-        return taken
-
-    for number in range(args.rounds):
-        console.stage("bench", f"round {number + 1} of {args.rounds}")
-        before, taken, after = alone(), served(), alone()
-        rounds.append(taken | {(ALONE, count): before[count].halfway(after[count]) for count in streams})
+            turns += _turns(asks, count, args, PromptMaker(tokenizer), console)
     console.say(f"{cpu_model()} ({' '.join(cpu_features())}), {args.shape} int8, tp=1")
     columns = ("streams", "way", "TTFT ms", "adds ms", "ms per token", "adds ms", "tokens/s", "of the engine's")
-    title = f"{args.prompt_tokens}-token prompts, {args.tokens} new tokens, medians of {args.rounds} rounds"
-    console.table(title, columns, list(overhead_rows(rounds, args.ways, streams)))
+    title = f"{args.prompt_tokens}-token prompts, {args.tokens} new tokens, medians of turns"
+    console.table(title, columns, list(overhead_rows(turns, args.ways, streams)))
     if "ensemble" in args.ways:
-        console.table("limits for the ensemble", ("of", "limit", "measured", ""), list(verdicts(rounds, streams)))
+        console.table("limits for the ensemble", ("of", "limit", "measured", ""), list(verdicts(turns, streams)))
 
 
-def overhead_rows(rounds: Sequence[Round], ways: Sequence[str], streams: Sequence[int]) -> Iterator[tuple[object, ...]]:
-    """Yield the table: each way beside the engine alone in the same round."""
+def _turns(
+    asks: Mapping[str, Ask], count: int, args: argparse.Namespace, maker: PromptMaker, console: Console
+) -> list[Turn]:
+    """Ask so many streams by each way in turns, each time in another order."""
+    rng = random.Random(count)
+
+    def prompts() -> list[str]:
+        return [maker.make(args.prompt_tokens, rng) for _ in range(count)]
+
+    for ask in asks.values():
+        climb(ask, prompts(), count, 2)  # Shapes that the engine has not met yet.
+    turns: list[Turn] = []
+    wanted = max(args.turns, math.ceil(args.requests / count))
+    with console.progress(f"bench, {count} in flight", wanted) as progress:
+        for _ in range(wanted):
+            order = list(asks)
+            rng.shuffle(order)
+            turns.append({(way, count): climb(asks[way], prompts(), count, args.tokens) for way in order})
+            progress()
+    return turns
+
+
+def overhead_rows(turns: Sequence[Turn], ways: Sequence[str], streams: Sequence[int]) -> Iterator[tuple[object, ...]]:
+    """Yield the table: each way beside the engine alone in the same turn."""
     for count in streams:
         for way in ways:
-            added = _added(rounds, way, count)
-            ttft, token, rate = (statistics.median(pick(each[way, count]) for each in rounds) for pick in _PICKS)
+            added = _added(turns, way, count)
+            rungs = [each[way, count] for each in turns if (way, count) in each]
+            ttft, token, rate = (statistics.median(map(pick, rungs)) for pick in _PICKS)
             yield (
                 count,
                 way,
@@ -116,14 +127,14 @@ def overhead_rows(rounds: Sequence[Round], ways: Sequence[str], streams: Sequenc
             )
 
 
-def verdicts(rounds: Sequence[Round], streams: Sequence[int]) -> Iterator[tuple[object, ...]]:
+def verdicts(turns: Sequence[Turn], streams: Sequence[int]) -> Iterator[tuple[object, ...]]:
     """Yield the ensemble's limits: those of one stream, where there was one, and that of the most."""
     if 1 in streams:
-        one = _added(rounds, "ensemble", 1)
+        one = _added(turns, "ensemble", 1)
         yield _verdict("TTFT, 1 stream", TTFT_LIMIT_S, one.ttft_s)
         yield _verdict("time per token, 1 stream", TOKEN_LIMIT_S, one.per_token_s)
     most = max(streams)
-    share = _added(rounds, "ensemble", most).share
+    share = _added(turns, "ensemble", most).share
     reached = "reached" if share >= THROUGHPUT_LIMIT else "not reached"
     yield f"tokens/s, {most} streams", f"{THROUGHPUT_LIMIT:.0%} or more", f"{share:.1%}", reached
 
@@ -135,15 +146,15 @@ def _verdict(of: str, limit_s: float, added_s: float) -> tuple[object, ...]:
 
 @dataclass(frozen=True)
 class _Added:
-    """What a way adds to the engine alone, and which share of its tokens/s it leaves: medians of the rounds."""
+    """What a way adds to the engine alone, and which share of its tokens/s it leaves: medians of the turns."""
 
     ttft_s: float
     per_token_s: float
     share: float
 
 
-def _added(rounds: Sequence[Round], way: str, count: int) -> _Added:
-    pairs = [(each[way, count], each[ALONE, count]) for each in rounds]
+def _added(turns: Sequence[Turn], way: str, count: int) -> _Added:
+    pairs = [(each[way, count], each[ALONE, count]) for each in turns if (way, count) in each]
     return _Added(
         statistics.median(rung.ttft_s - base.ttft_s for rung, base in pairs),
         statistics.median(rung.per_token_s - base.per_token_s for rung, base in pairs),

@@ -37,14 +37,6 @@ class Rung:
     per_token_s: float
     tokens_per_s: float
 
-    def halfway(self, other: Rung) -> Rung:
-        """Return the mean of two."""
-        return Rung(
-            (self.ttft_s + other.ttft_s) / 2,
-            (self.per_token_s + other.per_token_s) / 2,
-            (self.tokens_per_s + other.tokens_per_s) / 2,
-        )
-
 
 def climb(ask: Ask, prompts: Sequence[str], streams: int, tokens: int) -> Rung:
     """Send the prompts over ``streams`` at a time, each answered by ``tokens`` tokens.

@@ -35,7 +35,7 @@ def test_a_failed_request_fails_the_measurement() -> None:
     assert "no more" in caught.value.why
 
 
-def a_round(slow: float) -> dict[tuple[str, int], Rung]:
+def a_turn(slow: float) -> dict[tuple[str, int], Rung]:
     """On a machine that is so much slower, each way adds 1 ms and takes a tenth of the tokens/s."""
     return {
         (way, 1): Rung(0.010 * slow + 0.001 * index, 0.002 * slow, 100 / slow * (1 - index / 10))
@@ -43,8 +43,8 @@ def a_round(slow: float) -> dict[tuple[str, int], Rung]:
     }
 
 
-def test_each_way_stands_beside_the_engine_of_its_round() -> None:
-    rows = list(overhead_rows([a_round(1), a_round(3), a_round(2)], WAYS, [1]))
+def test_each_way_stands_beside_the_engine_of_its_turn() -> None:
+    rows = list(overhead_rows([a_turn(1), a_turn(3), a_turn(2)], WAYS, [1]))
     assert [row[1] for row in rows] == list(WAYS)
     assert [row[2] for row in rows] == ["20.0", "21.0", "22.0", "23.0"]
     assert [row[3] for row in rows] == ["+0.0", "+1.0", "+2.0", "+3.0"]
@@ -52,12 +52,8 @@ def test_each_way_stands_beside_the_engine_of_its_round() -> None:
 
 
 def test_limits_are_held_against_what_was_measured() -> None:
-    assert [row[2:] for row in verdicts([a_round(1), a_round(3)], [1])] == [
+    assert [row[2:] for row in verdicts([a_turn(1), a_turn(3)], [1])] == [
         ("+2.00 ms", "reached"),
         ("+0.00 ms", "reached"),
         ("80.0%", "not reached"),
     ]
-
-
-def test_the_engine_alone_is_what_lies_between_before_and_after() -> None:
-    assert Rung(1.0, 2.0, 3.0).halfway(Rung(2.0, 4.0, 6.0)) == Rung(1.5, 3.0, 4.5)
