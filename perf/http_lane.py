@@ -9,6 +9,7 @@ from time import perf_counter_ns
 
 import gevent
 
+from shardyard.perf.http_answers import event_of, message_of, text_of
 from shardyard.perf.lane import Exchange, LaneError, Unreachable
 from shardyard.perf.plan import Plan
 from shardyard.perf.workload import Prompt
@@ -17,7 +18,6 @@ __all__ = ["HttpLane"]
 
 CONNECT_TIMEOUT_S = 10.0
 READ_BYTES = 65536
-_DATA = b"data:"
 
 
 class HttpLane:
@@ -68,14 +68,14 @@ class HttpLane:
         self.connection.request("POST", self.path, body=request, headers={"Content-Type": "application/json"})
         response = self.connection.getresponse()
         if response.status != 200:
-            raise LaneError(f"HTTP {response.status}: {_message(response.read())}")
+            raise LaneError(f"HTTP {response.status}: {message_of(response.read())}")
         while block := response.read1(READ_BYTES):
             stamps.append(perf_counter_ns())
             payloads.append(block)
 
     def texts(self, log: Exchange) -> list[tuple[int, str]]:
         """Return the text of each event."""
-        return [(when, _text(event)) for when, event in _events(log)]
+        return [(when, text_of(event)) for when, event in _events(log)]
 
     def close(self) -> None:
         """Close the connection."""
@@ -84,21 +84,8 @@ class HttpLane:
 
 def _events(log: Exchange) -> list[tuple[int, dict[str, object]]]:
     """Cut the blocks into events. An event came when the block that ends its line came."""
-    events, rest = [], b""
+    events, rest = list[tuple[int, dict[str, object]]](), b""
     for when, block in zip(log.stamps, log.payloads, strict=True):
         *lines, rest = (rest + block).split(b"\n")
-        events += [(when, json.loads(line[len(_DATA) :])) for line in lines if line.startswith(_DATA)]
+        events += [(when, event) for event in map(event_of, lines) if event]
     return events
-
-
-def _text(event: dict[str, object]) -> str:
-    text = event.get("text_output", "")
-    return text if isinstance(text, str) else "".join(map(str, text)) if isinstance(text, list) else ""
-
-
-def _message(body: bytes) -> str:
-    """Return the message of Triton's error body, or the body itself."""
-    try:
-        return str(json.loads(body)["error"])
-    except (ValueError, KeyError, TypeError):
-        return body.decode(errors="replace").strip()[:500]

@@ -1,8 +1,9 @@
 """Loads an endpoint beyond its capacity for as long as asked: ``python -m shardyard.perf.soak`` (``make soak``).
 
-Ten times more streams than the engine takes at once; some are cancelled, some lose their connection, some requests are
-wrong. Every stream that finishes is compared with the same prompt's answer from the idle endpoint. At the end nothing
-may be left in the engine, and memory, threads and descriptors must be what they were after warm-up.
+Ten times more streams than the engine takes at once, a third of them over HTTP; some are cancelled, some lose their
+connection, some requests are wrong. Every answer that finishes is compared with the same prompt's answer from the idle
+endpoint. At the end nothing may be left in the engine, and memory, threads and descriptors must be what they were after
+warm-up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,9 +26,10 @@ from shardyard.cli.context import Context
 from shardyard.cli.stages import bring_up_to_date
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
-from shardyard.errors import LaunchError, MeasurementError, RequestError
+from shardyard.errors import BusyError, LaunchError, MeasurementError
 from shardyard.perf.leaks import Held, growth, held_by
 from shardyard.perf.program import exit_status
+from shardyard.perf.soak_clients import GrpcClient, HttpClient, SoakClient
 from shardyard.triton.client import StreamClient
 from shardyard.triton.request import GenerateRequest
 from shardyard.triton.serve import Server, launch
@@ -37,6 +40,7 @@ PROMPTS = tuple(
     f"{first} {second}" for first in ("Once upon", "In the", "A long") for second in ("a time", "end", "day")
 )
 LENGTHS = (1, 7, 24, 60)
+CLIENTS: dict[str, Callable[[Endpoint], SoakClient]] = {"gRPC": GrpcClient, "HTTP": HttpClient}
 
 #: Growth that memory, threads and descriptors may show after warm-up.
 FLAT = 0.02
@@ -60,12 +64,15 @@ class Load:
         self._endpoint, self._golden, self._mix = endpoint, golden, mix
         self._stopped = threading.Event()
         self._lock = threading.Lock()
-        self.counts: Counter[str] = Counter()
+        #: By outcome and protocol.
+        self.counts: Counter[tuple[str, str]] = Counter()
         self.faults: list[str] = []
+        self.protocols: list[str] = []
 
-    def run(self, streams: int, seconds: float, sample: Server) -> list[Held]:
-        """Ask over ``streams`` connections for so long; return what the server held meanwhile."""
-        threads = [threading.Thread(target=self._stream, args=(seed,), daemon=True) for seed in range(streams)]
+    def run(self, streams: Sequence[str], seconds: float, sample: Server) -> list[Held]:
+        """Ask over a connection of each of these protocols for so long; return what the server held meanwhile."""
+        self.protocols = sorted(set(streams))
+        threads = [threading.Thread(target=self._stream, args=pair, daemon=True) for pair in enumerate(streams)]
         for thread in threads:
             thread.start()
         processes = psutil.Process(sample.supervisor.guard_pid).children(recursive=True)
@@ -81,73 +88,48 @@ class Load:
             self.faults.append("a stream hangs")
         return samples
 
-    def _stream(self, seed: int) -> None:
+    def _stream(self, seed: int, protocol: str) -> None:
         rng, mix = random.Random(seed), self._mix
-        client = StreamClient(self._endpoint)
+        client = CLIENTS[protocol](self._endpoint)
         while not self._stopped.is_set():
             prompt, tokens, kind = rng.choice(PROMPTS), rng.choice(LENGTHS), rng.randrange(100)
             try:
                 if kind < mix.cancelled:
-                    self._leave(client, prompt, tokens, rng)
-                    self._count("cancelled")
+                    client.leave(prompt, tokens, rng.randrange(4))
+                    self._count(protocol, "cancelled")
                 elif kind < mix.cancelled + mix.cut:
-                    self._leave(client, prompt, tokens, rng)
-                    client.close()
-                    client = StreamClient(self._endpoint)
-                    self._count("cut")
+                    client.cut(prompt, tokens, rng.randrange(4))
+                    self._count(protocol, "cut")
                 elif kind < mix.cancelled + mix.cut + mix.wrong:
-                    self._ask_wrongly(client, rng)
+                    if "Traceback" in (said := client.ask_wrongly(rng)):
+                        self._fault(protocol, f"a traceback: {said}")
+                    self._count(protocol, "refused")
                 else:
-                    self._ask(client, prompt, tokens)
-            except RequestError as error:
-                self._count("busy" if "queue is full" in str(error) else self._fault(f"refused: {error}"))
+                    self._compare(protocol, prompt, tokens, client.ask(prompt, tokens))
+            except BusyError:
+                self._count(protocol, "busy")
             except Exception as error:
-                self._fault(f"{type(error).__name__}: {error}")
+                self._fault(protocol, f"{type(error).__name__}: {error}")
+                client.close()
+                client = CLIENTS[protocol](self._endpoint)
                 if self._stopped.wait(0.5):
                     return
         client.close()
 
-    def _ask(self, client: StreamClient, prompt: str, tokens: int) -> None:
-        text = "".join(client.generate(GenerateRequest(prompt, tokens, end_id=-1, timeout_s=120)))
+    def _compare(self, protocol: str, prompt: str, tokens: int, text: str) -> None:
         if text == self._golden[prompt, tokens]:
-            self._count("right")
+            self._count(protocol, "right")
         else:
-            self._fault(f"{prompt!r}, {tokens} tokens: {text!r} is not {self._golden[prompt, tokens]!r}")
+            self._fault(protocol, f"{prompt!r}, {tokens} tokens: {text!r} is not {self._golden[prompt, tokens]!r}")
 
-    def _leave(self, client: StreamClient, prompt: str, tokens: int, rng: random.Random) -> None:
-        answer = client.generate(GenerateRequest(prompt, max(tokens, 24), end_id=-1, timeout_s=120))
-        for _ in range(rng.randrange(4)):
-            next(answer, None)
-        answer.close()  # type: ignore[attr-defined]
-
-    def _ask_wrongly(self, client: StreamClient, rng: random.Random) -> None:
-        wrong = rng.choice(
-            [
-                GenerateRequest("", 4),
-                GenerateRequest("a", 0),
-                GenerateRequest("a", 10**6),
-                GenerateRequest("a", 4, top_p=7.0),
-                GenerateRequest("a", 4, temperature=float("nan")),
-                GenerateRequest("a " * 5000, 4),
-            ]
-        )
-        try:
-            list(client.generate(wrong))
-        except RequestError as error:
-            if "Traceback" in str(error):
-                self._fault(f"a traceback: {error}")
-            self._count("refused")
-            return
-        self._fault(f"{wrong} was answered")
-
-    def _count(self, what: str) -> None:
+    def _count(self, protocol: str, what: str) -> None:
         with self._lock:
-            self.counts[what] += 1
+            self.counts[what, protocol] += 1
 
-    def _fault(self, text: str) -> str:
+    def _fault(self, protocol: str, text: str) -> None:
+        self._count(protocol, "wrong")
         with self._lock:
-            self.faults.append(text)
-        return "faults"
+            self.faults.append(f"{protocol}: {text}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -162,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
         ("wrong", 10, "that must be refused"),
     ):
         parser.add_argument(f"--{name}", type=int, default=percent, help=f"percent of requests {meaning} ({percent})")
+    parser.add_argument("--http", type=int, default=33, help="percent of the connections that ask over HTTP (33)")
     parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--work", type=Path, default=Path("work"), metavar="DIR")
     args = parser.parse_args(argv)
@@ -182,9 +165,10 @@ def _soak(args: argparse.Namespace, console: Console) -> None:
                 for prompt in PROMPTS
                 for tokens in LENGTHS
             }
-        console.stage("soak", f"{streams} streams for {args.minutes:g} minutes")
+        over_http = streams * args.http // 100
+        console.stage("soak", f"{streams} streams for {args.minutes:g} minutes, {over_http} of them over HTTP")
         load = Load(server.endpoint, golden, Mix(args.cancelled, args.cut, args.wrong))
-        samples = load.run(streams, 60 * args.minutes, server)
+        samples = load.run(["HTTP"] * over_http + ["gRPC"] * (streams - over_http), 60 * args.minutes, server)
         left = _left(server.endpoint)
     _report(load, samples, left, console)
 
@@ -214,17 +198,19 @@ def _report(load: Load, samples: list[Held], left: dict[str, float], console: Co
     Raises:
         MeasurementError: something was wrong, lost or leaked.
     """
-    console.table("requests", ("outcome", "number"), sorted(load.counts.items()))
+    outcomes = sorted({outcome for outcome, _ in load.counts})
+    counts = [(outcome, *(load.counts[outcome, protocol] for protocol in load.protocols)) for outcome in outcomes]
+    console.table("requests", ("outcome", *load.protocols), counts)
     rows = list(growth(samples))
     shown = [(name, f"{first:.0f}", f"{last:.0f}", f"{more:+.1%}") for name, first, last, more in rows]
     console.table("the server's processes", ("", "after warm-up", "at the end", "growth"), shown)
     faults = [*load.faults[:5], *(f"{count:g} requests are still {kind}" for kind, count in left.items() if count)]
     faults += [f"{name} grew by {more:.1%}" for name, _, _, more in rows if more > FLAT]
-    if not load.counts["right"]:
-        faults.append("no stream finished")
+    right = {protocol: load.counts["right", protocol] for protocol in load.protocols}
+    faults += [f"no answer over {protocol} finished" for protocol, number in right.items() if not number]
     if faults:
         raise MeasurementError(f"{len(load.faults)} faults under load", why="\n".join(faults))
-    console.say(f"{load.counts['right']} streams finished, each with the text of the idle endpoint; nothing is left")
+    console.say(f"{sum(right.values())} streams finished, each with the text of the idle endpoint; nothing is left")
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def test_streams_do_not_wait_for_long_prompts(cost: float, growth: float) -> Non
         # At the very first it is not known what a token costs.
         assert max(beside[1:]) < 2.68 * 0.02
     assert max(quiet) == min(quiet) == 0.02
-    assert np.mean(beside) > 2.3 * 0.02, "the prompt could have come in faster"
+    assert np.mean(beside) > 2.42 * 0.02, "the prompt could have come in faster"
 
 
 @pytest.mark.parametrize(("spread", "least"), [(0.0, 2.3), (0.12, 1.8), (0.2, 1.5)])
