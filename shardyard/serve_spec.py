@@ -88,6 +88,10 @@ class ServeSpec(Section):
     max_request_mib: Annotated[
         int, Field(ge=1, le=2047, description="largest request, where grpc_front and http_front are on")
     ] = 64
+    max_connections: Annotated[
+        Positive,
+        Field(description="connections of clients, gRPC and HTTP together, where grpc_front and http_front are on"),
+    ] = 1000
     abandoned_timeout_s: Annotated[
         float,
         Field(gt=0, description="seconds that a model of yours may answer a gRPC client that is gone, until cancelled"),

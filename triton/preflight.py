@@ -16,13 +16,16 @@ from shardyard.runtime.engine_config import DRAFT, EngineConfig, check_machine, 
 from shardyard.triton.clock import check_clock
 from shardyard.triton.guard import SHM
 
-__all__ = ["SHM_BASE", "check_open_files", "check_shared_memory", "preflight"]
+__all__ = ["SHM_BASE", "check_connections", "check_open_files", "check_shared_memory", "preflight"]
 
 #: Bytes of shared memory that Triton's models and one rank's windows take at the start; they grow with what is sent.
 SHM_BASE, SHM_PER_RANK = 24 << 20, 8 << 20
 
 #: Descriptors that a launch wants: a socket for each client, pipes and libraries of each process.
 OPEN_FILES, FEWEST_OPEN_FILES = 65536, 1024
+
+#: Of the front: those of a client's connection, and of everything else.
+_PER_CONNECTION, _OTHER_FILES = 2, 200
 
 _BYTES = {"float32": 4.0, "bfloat16": 2.0, "int8": 1.1}
 
@@ -100,4 +103,21 @@ def check_open_files() -> None:
             f"this user may open {wanted} files",
             why=f"every client takes a descriptor; fewer than {FEWEST_OPEN_FILES} end in refused connections",
             fix="raise the hard limit: ulimit -Hn 65536 as root, or docker run --ulimit nofile=65536",
+        )
+
+
+def check_connections(most: int) -> None:
+    """Check that the front may open what so many connections take; ``check_open_files`` has raised the limit.
+
+    Raises:
+        LaunchError: it may not.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _PER_CONNECTION * most + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        fits = (soft - _OTHER_FILES) // _PER_CONNECTION
+        raise LaunchError(
+            f"this user may open {soft} files, and {most} connections take {needed}",
+            why="the front has a descriptor for each client and one to Triton",
+            fix=f"set serve.max_connections to {fits} at most, or raise the limit: ulimit -Hn {OPEN_FILES} as root",
         )

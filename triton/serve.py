@@ -28,6 +28,7 @@ from shardyard.triton.health import probe as one_token
 from shardyard.triton.host_check import check_hosts
 from shardyard.triton.launcher import choose_launcher
 from shardyard.triton.ports import LOOPBACK, Ports, choose_ports
+from shardyard.triton.preflight import check_connections
 from shardyard.triton.readiness import Readiness
 from shardyard.triton.run_folder import RunFolder
 from shardyard.triton.start import Probe, wait_until_ready
@@ -147,6 +148,8 @@ def launch(
     launcher, placement = choose_launcher(spec, world.ranks, form.mpirun(look=True))
     shares = form.shares(placement)
     form.check(launcher, next(iter(shares.values())), console)
+    if spec.grpc_front or spec.http_front:
+        check_connections(spec.max_connections)
     check_tls(spec.tls)
     if placement.elsewhere and world.engine:
         check_hosts(shares, world.engine, launcher, spec.start_timeout_s)

@@ -133,3 +133,11 @@ def test_a_clock_that_is_behind(engine: Make) -> None:
     os.utime(folder / "rank0.engine", (1e10, 1e10))
     with pytest.raises(LaunchError, match="clock is wrong"):
         preflight(folder, RANK)
+
+
+def test_connections_take_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1024, 1024))
+    checks.check_connections(412)
+    with pytest.raises(LaunchError, match="413 connections take 1026") as caught:
+        checks.check_connections(413)
+    assert "serve.max_connections to 412" in caught.value.fix

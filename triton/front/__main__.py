@@ -20,6 +20,7 @@ from shardyard.triton.front.conversation import Rules
 from shardyard.triton.front.grpc_relay import GrpcRelay
 from shardyard.triton.front.http_relay import HttpRelay
 from shardyard.triton.front.process import FRONT, NAME
+from shardyard.triton.front.room import Room
 from shardyard.triton.front.shortcut import Shortcut
 from shardyard.triton.front.stopper import Stopper
 from shardyard.triton.front.tls import server_context
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument(
         "--patience", type=float, required=True, metavar="SECONDS", help="see serve.abandoned_timeout_s"
     )
+    parser.add_argument("--max-connections", type=int, required=True, metavar="COUNT", help="of clients")
     parser.add_argument("--shortcut", type=Path, metavar="SOCKET", help="see serve.text_shortcut")
     for name, meaning in (("cert", "certificate"), ("key", "its key"), ("client-ca", "CA that clients must show")):
         parser.add_argument(f"--{name}", type=Path, metavar="PEM", help=meaning)
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 async def _serve(args: argparse.Namespace, tls: ssl.SSLContext | None) -> None:
-    log, ended = Log.of_launch(FRONT), asyncio.Event()
+    log, ended, room = Log.of_launch(FRONT), asyncio.Event(), Room(args.max_connections)
     async with contextlib.AsyncExitStack() as stack:
         stop = None
         if args.listen_grpc:
@@ -62,9 +64,9 @@ async def _serve(args: argparse.Namespace, tls: ssl.SSLContext | None) -> None:
             stop = Stopper(channel).stop
             shortcut = stack.enter_context(_shortcut(args.shortcut)) if args.shortcut else None
             rules = Rules(args.max_request, stop, args.patience, log, shortcut)
-            await stack.enter_async_context(_grpc(args, rules, tls))
+            await stack.enter_async_context(_grpc(args, rules, tls, room))
         if args.listen_http:
-            await stack.enter_async_context(_http(args, stop))
+            await stack.enter_async_context(_http(args, stop, room))
         log.event("started", grpc=args.listen_grpc, http=args.listen_http)
         beating = asyncio.ensure_future(_beat())
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
@@ -82,9 +84,9 @@ def _shortcut(path: Path) -> Iterator[Shortcut]:
 
 
 @contextlib.asynccontextmanager
-async def _grpc(args: argparse.Namespace, rules: Rules, tls: ssl.SSLContext | None) -> AsyncIterator[None]:
+async def _grpc(args: argparse.Namespace, rules: Rules, tls: ssl.SSLContext | None, room: Room) -> AsyncIterator[None]:
     """Serve gRPC."""
-    relay = GrpcRelay(*_address(args.triton_grpc), rules)
+    relay = GrpcRelay(*_address(args.triton_grpc), rules, room)
     server = await relay.serve(*_address(args.listen_grpc), tls)
     yield
     server.close()
@@ -92,9 +94,9 @@ async def _grpc(args: argparse.Namespace, rules: Rules, tls: ssl.SSLContext | No
 
 
 @contextlib.asynccontextmanager
-async def _http(args: argparse.Namespace, stop: Callable[[str], object] | None) -> AsyncIterator[None]:
+async def _http(args: argparse.Namespace, stop: Callable[[str], object] | None, room: Room) -> AsyncIterator[None]:
     """Serve HTTP."""
-    relay = HttpRelay(*_address(args.triton_http), args.max_request, stop)
+    relay = HttpRelay(*_address(args.triton_http), args.max_request, stop, room=room)
     server = await asyncio.start_server(relay.serve, *_address(args.listen_http))
     yield
     server.close()

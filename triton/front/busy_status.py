@@ -9,14 +9,14 @@ import re
 
 from shardyard.busy import ENDING, QUEUE_FULL
 
-__all__ = ["is_undecided", "with_busy_status"]
+__all__ = ["RETRY_AFTER_S", "is_undecided", "with_busy_status"]
 
 _STATUS = {QUEUE_FULL.encode(): b"429 Too Many Requests", ENDING.encode(): b"503 Service Unavailable"}
 
 _ERROR = re.compile(rb"(HTTP/1\.[01]) 400 [^\r\n]*\r\n")
 
 #: Seconds after which a client may try again: places become free with every answer that ends.
-_RETRY_AFTER_S = 1
+RETRY_AFTER_S = 1
 
 
 def is_undecided(begin: bytes) -> bool:
@@ -30,4 +30,4 @@ def with_busy_status(begin: bytes) -> bytes:
     said = next((text for text in _STATUS if text in begin), None)
     if not line or not said:
         return begin
-    return b"%s %s\r\nRetry-After: %d\r\n" % (line[1], _STATUS[said], _RETRY_AFTER_S) + begin[line.end() :]
+    return b"%s %s\r\nRetry-After: %d\r\n" % (line[1], _STATUS[said], RETRY_AFTER_S) + begin[line.end() :]

@@ -10,6 +10,7 @@ from typing import cast
 
 from shardyard.triton.front.conversation import Conversation, Rules
 from shardyard.triton.front.frames import PREFACE, FrameError, FrameReader
+from shardyard.triton.front.room import Room
 
 __all__ = ["GrpcRelay"]
 
@@ -67,6 +68,11 @@ class _Side(asyncio.Protocol):
             self.transport.write(data)
         elif not self._gone:
             self._early += data
+
+    def abort(self) -> None:
+        """End the connection at once."""
+        if self.transport:
+            self.transport.abort()
 
     def close(self) -> None:
         """End the connection when all is sent."""
@@ -140,8 +146,8 @@ class _Pair:
 class GrpcRelay:
     """Serves connections."""
 
-    def __init__(self, host: str, port: int, rules: Rules) -> None:
-        self._address, self._rules = (host, port), rules
+    def __init__(self, host: str, port: int, rules: Rules, room: Room | None = None) -> None:
+        self._address, self._rules, self._room = (host, port), rules, room or Room()
         #: Connections to Triton, with those of clients or without.
         self.pairs: set[_Pair] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -168,12 +174,15 @@ class GrpcRelay:
         return _Pair(self._rules, self._open, self._forget).client
 
     def _open(self, pair: _Pair) -> None:
+        if not self._room.enter():
+            pair.client.abort()
+            return
+        self.pairs.add(pair)
         task = asyncio.ensure_future(self._connect(pair))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
     async def _connect(self, pair: _Pair) -> None:
-        self.pairs.add(pair)
         pair.client.read(False)  # Not at once: a connection that has just been made forgets it.
         try:
             await asyncio.get_running_loop().create_connection(lambda: pair.triton, *self._address)
@@ -181,5 +190,7 @@ class GrpcRelay:
             self._forget(pair)
 
     def _forget(self, pair: _Pair) -> None:
-        self.pairs.discard(pair)
+        if pair in self.pairs:
+            self.pairs.discard(pair)
+            self._room.leave()
         pair.client.close()

@@ -13,11 +13,12 @@ import re
 import uuid
 from collections.abc import Callable
 
-from shardyard.triton.front.busy_status import is_undecided, with_busy_status
+from shardyard.triton.front.busy_status import RETRY_AFTER_S, is_undecided, with_busy_status
 from shardyard.triton.front.call_tag import CallTag
 from shardyard.triton.front.http_request import Head, HttpRefusal, chunk_length, read_head
 from shardyard.triton.front.open_answers import OpenAnswers
 from shardyard.triton.front.patient_reader import PATIENCE, PIECE, PatientReader
+from shardyard.triton.front.room import TELL_S, Room
 
 __all__ = ["HttpRelay"]
 
@@ -35,7 +36,7 @@ _GENERATES = re.compile(rb"/generate(_stream)?(\?.*)?$")
 class HttpRelay:
     """Serves connections; ``max_body``: bytes of a request's body. ``stop``: end what the engine does for a call.
 
-    ``patience``: seconds that a client may take for each part of a request, and between two.
+    ``patience``: seconds that a client may take for each part of a request, and between two. ``room``: for clients.
     """
 
     def __init__(
@@ -45,11 +46,33 @@ class HttpRelay:
         max_body: int,
         stop: Callable[[str], object] | None = None,
         patience: float = PATIENCE,
+        room: Room | None = None,
     ) -> None:
+        self._room = room or Room()
         self._address, self._max_body, self._stop, self._patience = (host, port), max_body, stop, patience
 
     async def serve(self, client: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one client's connection to its end."""
+        """Serve one client's connection to its end, if there is room."""
+        if not self._room.enter():
+            await self._turn_away(client, writer)
+            return
+        try:
+            await self._relay(client, writer)
+        finally:
+            self._room.leave()
+
+    async def _turn_away(self, client: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self._room.tell():
+            writer.transport.abort()
+            return
+        try:
+            why = f"there are {self._room.most} connections (serve.max_connections); try again later"
+            refusal = HttpRefusal(503, "Service Unavailable", why)
+            await _refuse(PatientReader(client, TELL_S, lambda: False), writer, refusal, TELL_S)
+        finally:
+            self._room.was_told()
+
+    async def _relay(self, client: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         open_answers = OpenAnswers()
         reader = PatientReader(client, self._patience, lambda: open_answers.count > 0)
         try:
@@ -186,15 +209,18 @@ async def _see_out(answering: asyncio.Task[None], writer: asyncio.StreamWriter, 
             await asyncio.wait({answering}, timeout=_LOOK)
 
 
-async def _refuse(reader: PatientReader, writer: asyncio.StreamWriter, refusal: HttpRefusal) -> None:
+async def _refuse(
+    reader: PatientReader, writer: asyncio.StreamWriter, refusal: HttpRefusal, linger: float = _LINGER
+) -> None:
     """Answer in Triton's form, and close."""
     body = json.dumps({"error": refusal.why}).encode()
     head = f"HTTP/1.1 {refusal.status} {refusal.phrase}\r\nContent-Type: application/json\r\n"
-    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head += f"Content-Length: {len(body)}\r\nConnection: close\r\n"
+    head += f"Retry-After: {RETRY_AFTER_S}\r\n\r\n" if refusal.status == 503 else "\r\n"
     with contextlib.suppress(OSError):
         writer.write(head.encode() + body)
         writer.write_eof()
         await writer.drain()
-        async with asyncio.timeout(_LINGER):
+        async with asyncio.timeout(linger):
             await reader.drop()
     writer.close()

@@ -36,6 +36,7 @@ def front_command(spec: ServeSpec, ports: Ports, logs: Path, shortcut: Path | No
         *(f"--triton-{way}={LOOPBACK}:{inner}" for way, (_, inner) in ways.items()),
         *("--log", str(front_log(logs))),
         *("--max-request", str(spec.max_request_mib * _MIB)),
+        *("--max-connections", str(spec.max_connections)),
         *("--patience", str(spec.abandoned_timeout_s)),
         *(("--shortcut", str(shortcut)) if shortcut else ()),
         *_files(spec.tls),
