@@ -38,7 +38,7 @@ class Shortcut:
         self._listener.setblocking(False)
         self._listener.bind(str(path))
         self._listener.listen()
-        asyncio.get_running_loop().add_reader(self._listener, self._take_engine)
+        asyncio.get_running_loop().add_reader(self._listener, self.drain)
 
     def close(self) -> None:
         """End it."""
@@ -48,8 +48,7 @@ class Shortcut:
 
     def drain(self) -> None:
         """Read what is there, hand it to the calls' takers, and let each of them write."""
-        if not self._engines:
-            self._accept()
+        self._accept()
         write = dict[Callable[[], None], None]()
         for engine, reader in list(self._engines.items()):
             for data in self._read(engine):
@@ -58,10 +57,6 @@ class Shortcut:
                         write[taker(record)] = None
         for each in write:
             each()
-
-    def _take_engine(self) -> None:
-        self._accept()
-        self.drain()
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
