@@ -36,8 +36,8 @@ from shardyard.runtime.scheduler import Policy
 
 __all__ = ["TritonPythonModel"]
 
-#: Seconds between two looks at figures for the metrics while work goes on.
-METRICS_PERIOD = 1.0
+#: Seconds between two looks at figures for the metrics.
+METRICS_PERIOD = 0.5
 
 #: Seconds that the first token may take: the engine packs its weights at the first step.
 WARM_UP_TIMEOUT = 120.0
@@ -148,13 +148,11 @@ class TritonPythonModel:
             raise LaunchError("the engine cannot generate", why=str(errors[-1]))
 
     def _watch_clients(self) -> None:
-        shown, worked = 0.0, False
+        shown = 0.0
         while not self._stopping.wait(self._period):
             self._streams.cancel_abandoned()
-            # At once when work begins or ends; else seldom, since each figure that has changed is a message to Triton.
-            works = self._streams.count() > 0
-            if works != worked or time.monotonic() - shown > METRICS_PERIOD:
-                shown, worked = time.monotonic(), works
+            if time.monotonic() - shown > METRICS_PERIOD:
+                shown = time.monotonic()
                 self._gauges.update(self._executor.stats())
                 self._timings.update()
 

@@ -47,12 +47,12 @@ class Served:
         return f"{self.address['host']}:{self.address['grpc_port']}"
 
     def active(self) -> int:
-        """Return how many sequences the engine holds, from its metrics."""
+        """Return how many sequences the engine holds, from its metrics; -1 until they have the figure."""
         url = f"http://{self.address['host']}:{self.address['metrics_port']}/metrics"
         with urllib.request.urlopen(url, timeout=5) as answer:
             lines = answer.read().decode().splitlines()
-        (line,) = [x for x in lines if x.startswith("nv_trt_llm_request_metrics") and 'request_type="active"' in x]
-        return int(float(line.rsplit(" ", 1)[1]))
+        found = [x for x in lines if x.startswith("nv_trt_llm_request_metrics") and 'request_type="active"' in x]
+        return int(float(found[0].rsplit(" ", 1)[1])) if found else -1
 
     def children(self) -> list[psutil.Process]:
         """Return every process below the command."""
