@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import http.client
 import socket
+import time
 from contextlib import closing
 
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RequestError
 from shardyard.triton.client import GenerateRequest, StreamClient
 
-__all__ = ["Health", "accepts_grpc", "is_ready", "probe"]
+__all__ = ["Health", "accepts_clients", "is_ready", "probe"]
 
 #: What the probe asks for an answer to.
 PROBE_TEXT = "Hello"
+
+#: Seconds in which the probe must find room among the clients, and between two of its tries.
+_ROOM_TIMEOUT = 10.0
+_ROOM_INTERVAL = 0.1
 
 
 class Health:
@@ -51,26 +56,39 @@ def is_ready(endpoint: Endpoint, timeout: float = 1.0) -> bool:
         return health.ready()
 
 
-def accepts_grpc(endpoint: Endpoint, timeout: float = 1.0) -> bool:
-    """Return whether somebody listens where clients send gRPC."""
+def accepts_clients(endpoint: Endpoint, timeout: float = 1.0) -> bool:
+    """Return whether somebody listens where clients send gRPC and HTTP."""
     try:
-        with socket.create_connection((endpoint.host, endpoint.grpc_port), timeout):
-            return True
+        for port in (endpoint.grpc_port, endpoint.http_port):
+            socket.create_connection((endpoint.host, port), timeout).close()
     except OSError:
         return False
+    return True
 
 
 def probe(endpoint: Endpoint, timeout: float) -> None:
     """Generate one token through ``ensemble``: Triton calls itself ready even when its models' engine is dead.
 
+    Clients who are there already may have taken all room (``serve.max_connections``): then it tries again for a while.
+
     Raises:
         LaunchError: no answer, or a refusal.
     """
-    try:
-        with StreamClient(endpoint) as client:
-            for _ in client.generate(GenerateRequest(text=PROBE_TEXT, max_tokens=1, timeout_s=timeout)):
-                pass
-    except RequestError as error:
-        raise LaunchError(
-            "the endpoint is up but cannot generate", why=f"one token was asked for; the answer: {error.what}"
-        ) from error
+    no_room_until = time.monotonic() + min(timeout, _ROOM_TIMEOUT)
+    while True:
+        try:
+            return _generate(endpoint, timeout)
+        except RequestError as error:
+            raise LaunchError(
+                "the endpoint is up but cannot generate", why=f"one token was asked for; the answer: {error.what}"
+            ) from error
+        except LaunchError:
+            if time.monotonic() > no_room_until:
+                raise
+            time.sleep(_ROOM_INTERVAL)
+
+
+def _generate(endpoint: Endpoint, timeout: float) -> None:
+    with StreamClient(endpoint) as client:
+        for _ in client.generate(GenerateRequest(text=PROBE_TEXT, max_tokens=1, timeout_s=timeout)):
+            pass

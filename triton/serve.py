@@ -170,9 +170,9 @@ def launch(
         environment |= of_one_machine() if command.shares_memory else {}
         shortcut = run.shortcut if command.shortens else None
         server.supervisor.start(command.command(), environment, front_command(spec, ports, logs, shortcut))
-        wait_until_ready(server.supervisor, endpoint, models, spec.start_timeout_s, probe, console)
         # Past the front: its silence is its own.
         inner = replace(endpoint, host=LOOPBACK, http_port=ports.inner_http) if ports.inner_http else endpoint
+        wait_until_ready(server.supervisor, endpoint, inner, models, spec.start_timeout_s, probe, console)
         server.supervisor.endpoint_is_ready(endpoint, inner, Readiness(inner, run.token), command.load(endpoint))
     except BaseException:
         server.stop()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RankError, ShardyardError
-from shardyard.triton.health import accepts_grpc, is_ready
+from shardyard.triton.health import accepts_clients, is_ready
 from shardyard.triton.post_mortem import last_lines, read_log
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.supervisor import Supervisor
@@ -30,9 +30,19 @@ _FAILED = re.compile(r"(?:Failed to initialize Python stub|failed to load '[^']+
 
 
 def wait_until_ready(
-    supervisor: Supervisor, endpoint: Endpoint, models: int, timeout: float, probe: Probe, console: Console
+    supervisor: Supervisor,
+    endpoint: Endpoint,
+    inner: Endpoint,
+    models: int,
+    timeout: float,
+    probe: Probe,
+    console: Console,
 ) -> None:
     """Return when Triton is ready and ``probe`` got its answer.
+
+    Args:
+        endpoint: where clients come.
+        inner: past the front, which may be full of clients before it is ready for them.
 
     Raises:
         RankError: a rank ended.
@@ -41,7 +51,7 @@ def wait_until_ready(
     deadline = time.monotonic() + timeout
     with console.progress("starting Triton", models + 1, "steps") as advance:
         seen: set[str] = set()
-        while not (is_ready(endpoint) and accepts_grpc(endpoint)):
+        while not (is_ready(inner) and accepts_clients(endpoint)):
             _check(supervisor, deadline, timeout)
             log = read_log(rank_log(supervisor.logs, 0))
             _check_models(log, supervisor)

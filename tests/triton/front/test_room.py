@@ -9,6 +9,7 @@ import json
 import socket
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing
 
 import grpc
@@ -20,6 +21,7 @@ from shardyard.triton.front.conversation import Rules
 from shardyard.triton.front.grpc_relay import GrpcRelay
 from shardyard.triton.front.http_relay import HttpRelay
 from shardyard.triton.front.room import Room
+from shardyard.triton.health import probe
 from shardyard.triton.request import GenerateRequest
 from shardyard.triton.serve import Server
 
@@ -127,3 +129,13 @@ def test_an_endpoint_that_is_full(start: Callable[..., Server]) -> None:
                     channel.unary_unary(LIVE)(b"", timeout=20)
                 assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
         wait_for(200)
+
+
+@pytest.mark.e2e
+def test_the_question_of_a_start_waits_for_room(start: Callable[..., Server]) -> None:
+    with ThreadPoolExecutor() as pool, start(1, max_connections=1) as server:
+        with socket.create_connection((server.endpoint.host, server.endpoint.http_port)):
+            asked = pool.submit(probe, server.endpoint, 20)
+            with pytest.raises(TimeoutError):
+                asked.result(timeout=0.3)
+        asked.result(timeout=20)
