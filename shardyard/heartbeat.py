@@ -12,14 +12,13 @@ import json
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shardyard.report import REPORT_TO, send_report
 
-__all__ = ["BEATS", "DRAIN", "PERIOD", "RESTARTS", "UNREADY", "Beat", "Heartbeat", "read_beat"]
+__all__ = ["BEATS", "DRAIN", "PERIOD", "RESTARTS", "UNREADY", "Beat", "BeatFile", "Heartbeat", "read_beat"]
 
 #: In the environment of an endpoint's processes: how often it was started again, and the folder that takes the files.
 RESTARTS, BEATS = "SHARDYARD_RESTARTS", "SHARDYARD_BEATS"
@@ -70,8 +69,10 @@ class Heartbeat:
         self._working_s, self._drain = working_s, drain
         self._longest = float(os.environ.get(LONGEST_WORK_VARIABLE, LONGEST_WORK))
         self._stopped = threading.Event()
-        self._folder = Path(os.environ[BEATS]) if BEATS in os.environ else None
-        if self._folder or REPORT_TO in os.environ:
+        self._file: BeatFile | None = None
+        if folder := os.environ.get(BEATS):
+            self._file, self._drain_mark = BeatFile(Path(folder) / f"{os.getpid()}.json"), Path(folder) / DRAIN
+        if self._file or REPORT_TO in os.environ:
             threading.Thread(target=self._beat, name="shardyard-heartbeat", daemon=True).start()
 
     def stop(self) -> None:
@@ -91,19 +92,34 @@ class Heartbeat:
             self._stopped.wait(PERIOD)
 
     def _give(self) -> None:
-        draining = self._folder is not None and (self._folder / DRAIN).exists()
+        draining = self._file is not None and self._drain_mark.exists()
         beat = Beat(self._rank, self._name, self._drain(draining) if self._drain else None, draining)
-        if self._folder:
-            write_beat(self._folder / f"{os.getpid()}.json", beat)
+        if self._file:
+            self._file.write(beat)
         else:
             send_report("beat", asdict(beat))
 
 
-def write_beat(path: Path, beat: Beat) -> None:
-    """Write a sign of life, all at once."""
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({**asdict(beat), "written": time.monotonic()}), encoding="utf-8")
-    draft.replace(path)
+class BeatFile:
+    """One process's file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._said: Beat | None = None
+
+    def write(self, beat: Beat) -> None:
+        """Give a sign of life: the file gets a new time and, where it says something else, all of it at once.
+
+        Raises:
+            OSError: the run's folder is gone.
+        """
+        if beat == self._said:
+            os.utime(self._path)
+            return
+        draft = self._path.with_suffix(".draft")
+        draft.write_text(json.dumps(asdict(beat)), encoding="utf-8")
+        draft.replace(self._path)
+        self._said = beat
 
 
 def read_beat(path: Path) -> Beat:

@@ -34,6 +34,8 @@ class CrashLine:
     def seen(self) -> bool:
         """Tell whether the line has been written since the last look."""
         try:
+            if self._log.stat().st_size == self._read:
+                return False
             with self._log.open("rb") as file:
                 file.seek(self._read)
                 new = file.read()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shardyard.errors import LaunchError
-from shardyard.heartbeat import Beat, write_beat
+from shardyard.heartbeat import Beat, BeatFile
 from shardyard.report import read_report
 
 __all__ = ["FarEnd", "Reports"]
@@ -41,6 +41,7 @@ class Reports:
 
     def __init__(self, address: str, token: str, beats: Path, on_end: Callable[[FarEnd], None]) -> None:
         self._token, self._beats, self._on_end = token, beats, on_end
+        self._files: dict[int, BeatFile] = {}
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.settimeout(_LOOK)
         try:
@@ -75,6 +76,8 @@ class Reports:
             if kind == "end":
                 self._on_end(FarEnd(**content))
             elif kind == "beat":
-                write_beat(self._beats / f"far-{int(content['rank'])}.json", Beat(**content))
+                beat = Beat(**content)
+                file = self._files.setdefault(int(beat.rank), BeatFile(self._beats / f"far-{int(beat.rank)}.json"))
+                file.write(beat)
         except (OSError, TypeError, ValueError, KeyError):
             return  # The run's folder is gone, or another version of Shardyard speaks.

@@ -37,7 +37,7 @@ class VitalSigns:
         self._triton = TritonPulse(endpoint, beats)
         self._readiness = readiness
         self._unready = beats / UNREADY
-        self._draining = False
+        self._draining, self._marked = False, False
         self._unready.unlink(missing_ok=True)
 
     def look(self) -> Silence | None:
@@ -55,11 +55,13 @@ class VitalSigns:
 
     def _set(self, ready: bool) -> None:
         """Say so at ``/v2/health/ready`` and, by the mark, in the metrics."""
-        with contextlib.suppress(OSError):  # The run's folder is gone: the endpoint is ending.
-            if ready:
-                self._unready.unlink(missing_ok=True)
-            else:
-                self._unready.touch()
+        if ready == self._marked:
+            self._marked = not ready
+            with contextlib.suppress(OSError):  # The run's folder is gone: the endpoint is ending.
+                if ready:
+                    self._unready.unlink(missing_ok=True)
+                else:
+                    self._unready.touch()
         self._readiness.set(ready)
 
     def open_requests(self) -> int | None:

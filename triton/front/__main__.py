@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 
-from shardyard.heartbeat import BEATS, PERIOD, Beat, write_beat
+from shardyard.heartbeat import BEATS, PERIOD, Beat, BeatFile
 from shardyard.log import Log
 from shardyard.triton.front.conversation import Rules
 from shardyard.triton.front.grpc_relay import GrpcRelay
@@ -111,10 +111,10 @@ async def _beat() -> None:
     """Give signs of life from the loop that serves: one that hangs falls silent."""
     if BEATS not in os.environ:
         return
-    path = Path(os.environ[BEATS]) / f"{os.getpid()}.json"
+    file = BeatFile(Path(os.environ[BEATS]) / f"{os.getpid()}.json")
     with contextlib.suppress(OSError):  # The run's folder is gone: the endpoint is ending.
         while True:
-            write_beat(path, Beat(0, NAME))
+            file.write(Beat(0, NAME))
             await asyncio.sleep(PERIOD)
 
 

@@ -81,9 +81,16 @@ class Outlet:
 
     def send(self, number: int, data: bytes, taken: int = 0) -> None:
         """Send data; ``taken``: how much room Triton gets back for it."""
-        stream = self._streams[number]
-        stream.waiting.append((data, taken))
-        self._pump(number, stream)
+        stream, size = self._streams[number], len(data)
+        if stream.waiting or size > min(self._room, stream.room, frames.LONGEST):
+            stream.waiting.append((data, taken))
+            self._pump(number, stream)
+            return
+        # As the pump would, without the queue: so goes nearly everything.
+        self._spend(stream, size)
+        if size:
+            self._to_client(write_frame(frames.DATA, 0, number, data))
+        self._credit(number, stream, taken)
 
     def end(self, number: int, last: bytes) -> None:
         """Send frames that end a stream, or follow its end, behind all data."""

@@ -74,7 +74,9 @@ class ShortAnswers:
 
     def from_engine(self, record: Record) -> bytes:
         """Return what the client gets now of a record: nothing yet, where Triton has not shown the answer's form."""
-        answer = self._answers.setdefault(record.number, _Answer())
+        answer = self._answers.get(record.number)
+        if answer is None:
+            answer = self._answers[record.number] = _Answer()
         if record.last:
             answer.last = True
             if answer.head:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from shardyard.shortcut import Record, RecordReader
@@ -49,14 +49,8 @@ class Shortcut:
     def drain(self) -> None:
         """Read what is there, hand it to the calls' takers, and let each of them write."""
         self._accept()
-        write = dict[Callable[[], None], None]()
-        for engine, reader in list(self._engines.items()):
-            for data in self._read(engine):
-                for record in reader.read(data):
-                    if taker := self.takers.get(record.call):
-                        write[taker(record)] = None
-        for each in write:
-            each()
+        for engine in list(self._engines):
+            self._read(engine)
 
     def _accept(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -64,15 +58,27 @@ class Shortcut:
                 engine, _ = self._listener.accept()
                 engine.setblocking(False)
                 self._engines[engine] = RecordReader()
-                asyncio.get_running_loop().add_reader(engine, self.drain)
+                asyncio.get_running_loop().add_reader(engine, self._read, engine)
 
-    def _read(self, engine: socket.socket) -> Iterator[bytes]:
-        with contextlib.suppress(BlockingIOError, ConnectionError):
-            while data := engine.recv(_READ):
-                yield data
+    def _read(self, engine: socket.socket) -> None:
+        reader, write = self._engines[engine], dict[Callable[[], None], None]()
+        try:
+            data = engine.recv(_READ)
+            while data:
+                for record in reader.read(data):
+                    if taker := self.takers.get(record.call):
+                        write[taker(record)] = None
                 if len(data) < _READ:
-                    return
+                    break
+                data = engine.recv(_READ)
+            else:
+                self._forget(engine)
+        except BlockingIOError:
+            pass
+        except ConnectionError:
             self._forget(engine)
+        for each in write:
+            each()
 
     def _forget(self, one: socket.socket) -> None:
         asyncio.get_running_loop().remove_reader(one)
