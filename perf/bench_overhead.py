@@ -23,6 +23,7 @@ from pathlib import Path
 
 from shardyard.console import Console
 from shardyard.perf.ladder import Ask, Rung, climb, executor_way, model_way, token_model_way
+from shardyard.perf.median import Median, median_of
 from shardyard.perf.program import exit_status
 from shardyard.perf.prompts import PromptMaker, load_tokenizer
 from shardyard.perf.served_shape import ENGINE, REPOSITORY, prepare_shape
@@ -83,7 +84,8 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
     title = f"{args.prompt_tokens}-token prompts, {args.tokens} new tokens, medians of turns"
     console.table(title, columns, list(overhead_rows(turns, args.ways, streams)))
     if "ensemble" in args.ways:
-        console.table("limits for the ensemble", ("of", "limit", "measured", ""), list(verdicts(turns, streams)))
+        heads = ("of", "limit", "measured", "95 % interval", "")
+        console.table("limits for the ensemble", heads, list(verdicts(turns, streams)))
 
 
 def _turns(
@@ -119,11 +121,11 @@ def overhead_rows(turns: Sequence[Turn], ways: Sequence[str], streams: Sequence[
                 count,
                 way,
                 f"{ttft * 1e3:.1f}",
-                f"{added.ttft_s * 1e3:+.1f}",
+                f"{added.ttft_s.value * 1e3:+.1f}",
                 f"{token * 1e3:.2f}",
-                f"{added.per_token_s * 1e3:+.2f}",
+                f"{added.per_token_s.value * 1e3:+.2f}",
                 f"{rate:.0f}",
-                f"{added.share:.1%}",
+                f"{added.share.value:.1%}",
             )
 
 
@@ -135,30 +137,42 @@ def verdicts(turns: Sequence[Turn], streams: Sequence[int]) -> Iterator[tuple[ob
         yield _verdict("time per token, 1 stream", TOKEN_LIMIT_S, one.per_token_s)
     most = max(streams)
     share = _added(turns, "ensemble", most).share
-    reached = "reached" if share >= THROUGHPUT_LIMIT else "not reached"
-    yield f"tokens/s, {most} streams", f"{THROUGHPUT_LIMIT:.0%} or more", f"{share:.1%}", reached
+    yield (
+        f"tokens/s, {most} streams",
+        f"{THROUGHPUT_LIMIT:.0%} or more",
+        f"{share.value:.1%}",
+        f"{share.low:.1%} to {share.high:.1%}",
+        _reached(share.value >= THROUGHPUT_LIMIT, share, THROUGHPUT_LIMIT),
+    )
 
 
-def _verdict(of: str, limit_s: float, added_s: float) -> tuple[object, ...]:
-    reached = "reached" if added_s <= limit_s else "not reached"
-    return of, f"+{limit_s * 1e3:g} ms or less", f"{added_s * 1e3:+.2f} ms", reached
+def _verdict(of: str, limit_s: float, added_s: Median) -> tuple[object, ...]:
+    value, low, high = (f"{each * 1e3:+.2f}" for each in added_s)
+    reached = _reached(added_s.value <= limit_s, added_s, limit_s)
+    return of, f"+{limit_s * 1e3:g} ms or less", f"{value} ms", f"{low} to {high}", reached
+
+
+def _reached(reached: bool, measured: Median, limit: float) -> str:
+    """Say whether it was, and whether other turns might have said something else."""
+    sure = "" if not measured.low < limit < measured.high else ", as far as so many turns can tell"
+    return f"{'reached' if reached else 'not reached'}{sure}"
 
 
 @dataclass(frozen=True)
 class _Added:
     """What a way adds to the engine alone, and which share of its tokens/s it leaves: medians of the turns."""
 
-    ttft_s: float
-    per_token_s: float
-    share: float
+    ttft_s: Median
+    per_token_s: Median
+    share: Median
 
 
 def _added(turns: Sequence[Turn], way: str, count: int) -> _Added:
     pairs = [(each[way, count], each[ALONE, count]) for each in turns if (way, count) in each]
     return _Added(
-        statistics.median(rung.ttft_s - base.ttft_s for rung, base in pairs),
-        statistics.median(rung.per_token_s - base.per_token_s for rung, base in pairs),
-        statistics.median(rung.tokens_per_s / base.tokens_per_s for rung, base in pairs),
+        median_of([rung.ttft_s - base.ttft_s for rung, base in pairs]),
+        median_of([rung.per_token_s - base.per_token_s for rung, base in pairs]),
+        median_of([rung.tokens_per_s / base.tokens_per_s for rung, base in pairs]),
     )
 
 

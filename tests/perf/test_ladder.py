@@ -53,7 +53,12 @@ def test_each_way_stands_beside_the_engine_of_its_turn() -> None:
 
 def test_limits_are_held_against_what_was_measured() -> None:
     assert [row[2:] for row in verdicts([a_turn(1), a_turn(3)], [1])] == [
-        ("+2.00 ms", "reached"),
-        ("+0.00 ms", "reached"),
-        ("80.0%", "not reached"),
+        ("+2.00 ms", "+2.00 to +2.00", "reached"),
+        ("+0.00 ms", "+0.00 to +0.00", "reached"),
+        ("80.0%", "80.0% to 80.0%", "not reached"),
     ]
+
+
+def test_a_verdict_says_when_other_turns_might_say_something_else() -> None:
+    turns = [{("engine", 1): Rung(0, 0, 1), ("ensemble", 1): Rung(added, 0, 1)} for added in (0.001, 0.002, 0.009)]
+    assert next(verdicts(turns, [1]))[-1] == "reached, as far as so many turns can tell"
