@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from shardyard.errors import RequestError
 from shardyard.runtime.executor import Executor
 from shardyard.runtime.guides import grammars
+from shardyard.runtime.pace import Pace
 from shardyard.runtime.request import Guide, Output, Request, SamplingParams
 
 SCHEMA = {
@@ -125,8 +126,14 @@ def test_a_slow_grammar_does_not_hold_up_the_batch(
 
 
 def test_drafts_leave_guided_answers_as_they_are(
-    make_engine: Callable[..., Path], folder: Path, executing: Any, generate: Any, decode: Any
+    make_engine: Callable[..., Path],
+    folder: Path,
+    executing: Any,
+    generate: Any,
+    decode: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(Pace, "draft_cost", lambda self, answers: 0.2)
     requests = [
         guided("regex", "(abc, ){4,30}!"),
         guided("regex", "(x|yz){40}", sampling=SamplingParams(top_k=3, temperature=0.5, seed=2)),
