@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from shardyard.errors import ArtifactError
 from shardyard.model_repo.tensor import ModelTensors, Tensor
 from shardyard.model_repo.tensors import MODELS, SIDE_OUTPUTS
 
-__all__ = ["STEPS", "TEXT_STEPS", "Step", "check_edges"]
+__all__ = ["STEPS", "TEXT_NAMES", "TEXT_STEPS", "Step", "check_edges"]
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,28 @@ STEPS = (
     ),
 )
 
-#: The ensemble where the engine makes the text itself, which spares a process and three messages for each token. Nobody
-#: acknowledges chunks then, so somebody else must tell the engine of clients that go: the front (``ServeSpec``).
-TEXT_STEPS = (
-    STEPS[0],
-    replace(STEPS[1], outputs=_same("text_output", *(tensor.name for tensor in SIDE_OUTPUTS))),
-)
+
+def _one_step() -> Step:
+    """Return the engine's step with what ``preprocessing`` would get, and with text in place of tokens."""
+    before, engine, _ = STEPS
+    made = set(before.outputs.values())
+    return Step(
+        engine.model,
+        {
+            **{TEXT_NAMES.get(name, name): pooled for name, pooled in before.inputs.items()},
+            **{name: pooled for name, pooled in engine.inputs.items() if pooled not in made},
+        },
+        _same("text_output", *(tensor.name for tensor in SIDE_OUTPUTS)),
+    )
+
+
+#: Inputs of ``preprocessing`` that the engine's step has by another name.
+TEXT_NAMES = {"REQUEST_OUTPUT_LEN": "request_output_len", "END_ID": "end_id", "PAD_ID": "pad_id"}
+
+#: The ensemble where the engine's process does all: that spares two processes, three messages for each request and
+#: three for each token. Nobody acknowledges chunks then, so somebody else must tell the engine of clients that go: the
+#: front (``ServeSpec``).
+TEXT_STEPS = (_one_step(),)
 
 #: Models that may answer a request with any number of responses.
 DECOUPLED = frozenset({"tensorrt_llm", "tensorrt_llm_bls"})

@@ -158,28 +158,30 @@ def _steps(serve: ServeSpec) -> tuple[Step, ...]:
 
 
 def _parameters(facts: _Facts, serve: ServeSpec) -> dict[str, dict[str, str]]:
+    texts = {
+        "tokenizer_dir": TOKENIZER,
+        "add_special_tokens": "true",
+        "max_seq_len": str(facts.max_seq_len),
+        # Chunks take prompts of any length; an answer has at least one token.
+        "max_prompt": str(facts.max_seq_len - 1),
+        "vocab_size": str(facts.vocab_size),
+        "end_ids": json.dumps(facts.special.end_ids),
+        "pad_id": str(facts.special.pad_id),
+        "max_prompt_bytes": str(serve.max_prompt_bytes),
+        "max_words": str(serve.max_words),
+        "request_inputs": json.dumps([tensor.name for tensor in MODELS["ensemble"].inputs]),
+    }
     return {
-        "preprocessing": {
-            "tokenizer_dir": TOKENIZER,
-            "add_special_tokens": "true",
-            "max_seq_len": str(facts.max_seq_len),
-            # Chunks take prompts of any length; an answer has at least one token.
-            "max_prompt": str(facts.max_seq_len - 1),
-            "vocab_size": str(facts.vocab_size),
-            "end_ids": json.dumps(facts.special.end_ids),
-            "pad_id": str(facts.special.pad_id),
-            "max_prompt_bytes": str(serve.max_prompt_bytes),
-            "max_words": str(serve.max_words),
-            "otlp_endpoint": serve.otlp_endpoint or "",
-            "request_inputs": json.dumps([tensor.name for tensor in MODELS["ensemble"].inputs]),
-        },
+        "preprocessing": {**texts, "otlp_endpoint": serve.otlp_endpoint or ""},
         "tensorrt_llm": {
+            # It tokenizes what an ensemble of one step gets.
+            **texts,
+            "preprocessing_threads": str(serve.preprocessing_instances),
             "gpt_model_path": facts.engine_path,
-            "tokenizer_dir": TOKENIZER,
             "max_queue_size": str(serve.max_queue_size),
-            # The ends of an answer come as stop words too.
             "otlp_endpoint": serve.otlp_endpoint or "",
-            "max_words": str(serve.max_words + len(facts.special.end_ids)),
+            # The ends of an answer come as stop words too.
+            "max_token_words": str(serve.max_words + len(facts.special.end_ids)),
             "exclude_input_in_output": _flag(serve.exclude_input_in_output),
             "enable_kv_cache_reuse": _flag(serve.enable_kv_cache_reuse),
             "batch_scheduler_policy": serve.batch_scheduler_policy,

@@ -39,7 +39,9 @@ class ServeSpec(Section):
             description="OpenTelemetry collector that takes spans of requests, e.g. http://localhost:4318 (OTLP/HTTP)"
         ),
     ] = None
-    preprocessing_instances: Annotated[Positive, Field(description="processes that tokenize")] = 1
+    preprocessing_instances: Annotated[
+        Positive, Field(description="processes of preprocessing, and threads of the engine's for long texts")
+    ] = 1
     postprocessing_instances: Annotated[Positive, Field(description="processes that turn tokens into text")] = 1
     bls_instances: Annotated[Positive, Field(description="processes of tensorrt_llm_bls and of ensemble_unary")] = 1
     enable_kv_cache_reuse: Annotated[bool, Field(description="compute prompts that begin alike once")] = True

@@ -11,7 +11,6 @@ from shardyard.heartbeat import Heartbeat
 from shardyard.log import Log
 from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
 from shardyard.model_repo.models.request_log import RequestLog
-from shardyard.model_repo.models.text_limits import TextLimits
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.tracing import Tracing, trace_of
 from shardyard.model_repo.models.triton_io import Settings, error_response, read_tensors, response
@@ -29,16 +28,7 @@ class TritonPythonModel:
         self._tracing = Tracing.start(settings.parameter("otlp_endpoint"), settings.name)
         self._log = RequestLog(Log.of_launch(settings.name))
         self._known = json.loads(settings.parameter("request_inputs"))
-        self._preprocess = Preprocessor(
-            tokenizer=Tokenizer.load(settings.path("tokenizer_dir")),
-            end_ids=tuple(json.loads(settings.parameter("end_ids"))),
-            pad_id=int(settings.parameter("pad_id")),
-            max_seq_len=int(settings.parameter("max_seq_len")),
-            max_prompt=int(settings.parameter("max_prompt")),
-            vocab_size=int(settings.parameter("vocab_size")),
-            add_special_tokens=settings.flag("add_special_tokens"),
-            limits=TextLimits(int(settings.parameter("max_prompt_bytes")), int(settings.parameter("max_words"))),
-        )
+        self._preprocess = Preprocessor.read(settings, Tokenizer.load(settings.path("tokenizer_dir")))
         self._log.log.event("loaded")
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

@@ -6,7 +6,7 @@ import difflib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from shardyard.model_repo.models.text_state import Follower
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.word_lists import pack_words
 from shardyard.model_repo.unsupported import refuse_unsupported
+
+if TYPE_CHECKING:  # Triton's stub alone can import it.
+    from shardyard.model_repo.models.triton_io import Settings
 
 __all__ = ["Preprocessor", "check_parameters"]
 
@@ -42,6 +45,20 @@ class Preprocessor:
     vocab_size: int
     add_special_tokens: bool = True
     limits: TextLimits = field(default_factory=TextLimits)
+
+    @classmethod
+    def read(cls, settings: Settings, tokenizer: Tokenizer) -> Preprocessor:
+        """Return the one that a model's parameters tell of."""
+        return cls(
+            tokenizer=tokenizer,
+            end_ids=tuple(json.loads(settings.parameter("end_ids"))),
+            pad_id=int(settings.parameter("pad_id")),
+            max_seq_len=int(settings.parameter("max_seq_len")),
+            max_prompt=int(settings.parameter("max_prompt")),
+            vocab_size=int(settings.parameter("vocab_size")),
+            add_special_tokens=settings.flag("add_special_tokens"),
+            limits=TextLimits(int(settings.parameter("max_prompt_bytes")), int(settings.parameter("max_words"))),
+        )
 
     def __call__(self, tensors: Tensors) -> dict[str, npt.NDArray[Any]]:
         """Return the output tensors, each with a batch dimension of 1.

@@ -6,9 +6,12 @@ over and returns, and answers go out as the engine makes tokens.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,15 +21,15 @@ from shardyard.errors import LaunchError, RequestError
 from shardyard.heartbeat import Heartbeat
 from shardyard.log import Log
 from shardyard.model_repo.models.answer import TEXT
-from shardyard.model_repo.models.arrays import flag
+from shardyard.model_repo.models.arrays import Tensors, flag
 from shardyard.model_repo.models.client import Client
 from shardyard.model_repo.models.engine_streams import EngineStreams
 from shardyard.model_repo.models.gauges import Gauges
 from shardyard.model_repo.models.generation import Defaults, Limits, parse_generation
-from shardyard.model_repo.models.prompts import check_parameters
+from shardyard.model_repo.models.prompts import Preprocessor, check_parameters
 from shardyard.model_repo.models.published_timings import PublishedTimings
 from shardyard.model_repo.models.request_log import RequestLog
-from shardyard.model_repo.models.text_state import Follower
+from shardyard.model_repo.models.text_requests import TextRequests
 from shardyard.model_repo.models.tokenizer import Tokenizer
 from shardyard.model_repo.models.tracing import Tracing
 from shardyard.model_repo.models.triton_io import Settings, read_tensors
@@ -63,10 +66,17 @@ class TritonPythonModel:
         )
         limits = self._executor.limits
         self._limits = Limits(
-            min(limits.max_seq_len, limits.kv_tokens), limits.vocab, int(settings.parameter("max_words"))
+            min(limits.max_seq_len, limits.kv_tokens), limits.vocab, int(settings.parameter("max_token_words"))
         )
         self._warm_up()
         self._tracing = Tracing.start(settings.parameter("otlp_endpoint"), settings.name)
+        self._texts = TextRequests(
+            Preprocessor.read(settings, self._tokenizer),
+            json.loads(settings.parameter("request_inputs")),
+            self._tracing,
+        )
+        self._reading: set[Future[None]] = set()
+        self._long = ThreadPoolExecutor(int(settings.parameter("preprocessing_threads")), "shardyard-preprocessing")
         self._streams = EngineStreams(self._executor, _fence, self._log, self._tracing)
         self._period = int(settings.parameter("cancellation_check_period_ms")) / 1000
         Heartbeat(0, settings.name, working_s=lambda: self._executor.working_s, drain=self._drain)
@@ -82,16 +92,13 @@ class TritonPythonModel:
         """Hand a batch of requests to the engine."""
         for request in requests:
             client = Client(request)
-            try:
-                self._accept(request, client)
-            except Exception as error:
-                self._log.refused(request.request_id(), error)
-                client.fail(error)
+            self._guarded(client, partial(self._accept, request, client))
 
     def finalize(self) -> None:
         """End the engine and all of its ranks."""
         self._stopping.set()
         self._watch.join()
+        self._long.shutdown()
         self._executor.shutdown()
         self._streams.close()
         self._tracing.stop()
@@ -101,7 +108,15 @@ class TritonPythonModel:
         """Return the open requests; with ``now``, take no more."""
         if now:
             self._executor.drain()
-        return self._streams.count()
+        return len(self._reading) + self._streams.count()
+
+    def _guarded(self, client: Client, work: Callable[[], None]) -> None:
+        """Do work for one request; what goes wrong there ends this request and no other."""
+        try:
+            work()
+        except Exception as error:
+            self._log.refused(client.request_id, error)
+            client.fail(error)
 
     def _accept(self, request: Any, client: Client) -> None:
         tensors = read_tensors(request)
@@ -114,18 +129,34 @@ class TritonPythonModel:
                 self._streams.stop(request.request_id())
             client.end()
             return
+        outputs, parameters = request.requested_output_names(), request.parameters()
+        if not self._texts.has_text(tensors, outputs):
+            self._submit(tensors, client, parameters)
+            return
+        take = partial(self._take_text, tensors, client, parameters, texts=TEXT in outputs)
+        if not self._texts.is_long(tensors):
+            take()
+            return
+        reading = self._long.submit(self._guarded, client, take)
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+
+    def _take_text(self, tensors: Tensors, client: Client, parameters: str, *, texts: bool) -> None:
+        tokenized = self._texts.tokenized(tensors, parameters, trace=client.trace, request_id=client.request_id)
+        self._submit(tokenized, client, texts=texts)
+
+    def _submit(self, tensors: Tensors, client: Client, parameters: str = "", *, texts: bool = False) -> None:
+        """Hand tokens to the engine. ``texts``: the client gets text."""
         generation = parse_generation(tensors, self._limits, self._defaults)
         if not generation.follower:  # Else preprocessing has looked.
-            check_parameters(request.parameters(), self._known)
+            check_parameters(parameters, self._known)
         if generation.lora_id is not None and generation.lora is not None:
             self._executor.add_adapter(generation.lora_id, *generation.lora)
-        # Triton names the outputs that an ensemble takes; clients who name none are said to want all.
-        texts = generation.follower is Follower.ENSEMBLE and TEXT in request.requested_output_names()
         self._streams.submit(
             generation,
             self._tokenizer,
             client,
-            request.request_id(),
+            client.request_id,
             client.call,
             client.trace,
             texts=texts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from tokenizers import Tokenizer as Library
 from shardyard.errors import CheckpointError
 
 __all__ = ["Tokenizer", "read_json"]
+
+# The library would start threads for a batch of one text, and warn wherever a process is forked then.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 HOW_TO_MAKE = "make one with transformers: AutoTokenizer.from_pretrained(FOLDER, use_fast=True).save_pretrained(FOLDER)"
 
@@ -52,7 +56,9 @@ class Tokenizer:
         ``special`` adds what the tokenizer wraps a text in, usually a BOS; a text that begins with the BOS already (a
         rendered chat template) gets no second one.
         """
-        ids: list[int] = self._library.encode(text, add_special_tokens=special).ids
+        # Alone of the library's ways this one lets other threads run, and it looks for no places in the text.
+        (encoding,) = self._library.encode_batch_fast([text], add_special_tokens=special)
+        ids: list[int] = encoding.ids
         if special and self._first and ids[:2] == self._first * 2 and text.lstrip().startswith(self._first_text()):
             return ids[1:]
         return ids

@@ -50,7 +50,9 @@ def test_scalars_are_reshaped_and_ragged_inputs_allowed() -> None:
     assert inputs["temperature"].HasField("reshape") and not inputs["temperature"].reshape.shape
     assert inputs["temperature"].data_type == pb.TYPE_FP32
     assert inputs["input_ids"].allow_ragged_batch and not inputs["input_ids"].HasField("reshape")
-    assert inputs["seed"].optional and not inputs["input_lengths"].optional
+    assert inputs["seed"].optional and inputs["input_lengths"].optional
+    rows = python_config(ModelSettings("postprocessing", 4)).input
+    assert {tensor.name for tensor in rows if not tensor.optional} == {"TOKENS_BATCH", "SEQUENCE_LENGTH"}
 
 
 def test_the_queue() -> None:

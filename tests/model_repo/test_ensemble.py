@@ -94,8 +94,8 @@ BROKEN = {
         "ensemble makes text_input already",
     ),
     "required": (
-        _step(1, "inputs", "input_lengths", None),
-        r"\? → tensorrt_llm\.input_lengths is broken",
+        _step(2, "inputs", "SEQUENCE_LENGTH", None),
+        r"\? → postprocessing\.SEQUENCE_LENGTH is broken",
         "nothing is connected to it",
     ),
     "output of the whole": (

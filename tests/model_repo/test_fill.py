@@ -91,14 +91,16 @@ def test_the_parameters(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("off", [None, "grpc_front", "http_front"])
-def test_the_engine_makes_the_text_where_the_front_sees_all_clients_go(
+def test_the_engine_does_all_where_the_front_sees_all_clients_go(
     checkpoint: Path, tmp_path: Path, off: str | None
 ) -> None:
     repo = _fill(checkpoint, tmp_path, **({off: False} if off else {})).folder
     steps = parse((repo / "ensemble" / "config.pbtxt").read_text()).ensemble_scheduling.step
-    names = ["preprocessing", "tensorrt_llm", *(["postprocessing"] if off else [])]
-    assert [step.model_name for step in steps] == names
-    assert ("text_output" in steps[1].output_map) == (off is None)
+    assert [step.model_name for step in steps] == (
+        ["preprocessing", "tensorrt_llm", "postprocessing"] if off else ["tensorrt_llm"]
+    )
+    assert ("text_output" in steps[-1].output_map) == (off is None)
+    assert ("QUERY" in steps[-1].input_map) == (off is None)
     assert "text_by" in str(_fill(checkpoint, tmp_path, **({} if off else {"http_front": False})).reason)
 
 

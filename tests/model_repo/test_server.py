@@ -10,7 +10,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -328,6 +328,25 @@ def test_bad_requests_get_an_error_at_once(endpoint: Endpoint, going_on: Callabl
         while going_on() == before:
             assert time.monotonic() < deadline, f"{case}: the other stream stands still"
             time.sleep(0.005)
+
+
+def test_text_and_tokens_for_the_engine_itself(endpoint: Endpoint, text: str) -> None:
+    """What the ensemble of one step sends works for everybody; what comes twice is refused."""
+    body = {"QUERY": PROMPT, "request_output_len": COUNT}
+    assert json.loads(_post(endpoint, "tensorrt_llm", body))["text_output"] == text
+    twice = json.loads(_post(endpoint, "tensorrt_llm", {**body, "input_ids": [[5]]}))
+    assert "the request has text and input_ids" in twice["error"]
+    assert "input_ids is missing" in _post(endpoint, "tensorrt_llm", {"request_output_len": COUNT})
+
+
+def test_long_texts_keep_no_other_request_waiting(endpoint: Endpoint) -> None:
+    long = {**GOOD, "text_input": "? " * (MOST_BYTES // 2)}
+    with ThreadPoolExecutor(12) as pool:
+        asked = [pool.submit(_post, endpoint, "ensemble", long) for _ in range(12)]
+        wait(asked, return_when=FIRST_COMPLETED)  # By then they have all been sent.
+        assert _generate(endpoint, "ensemble", max_tokens=1)["text_output"]
+        assert not all(each.done() for each in asked), "one after the other, the short one last"
+        assert all("max_seq_len" in each.result() for each in asked)
 
 
 def test_an_error_in_a_stream(client: StreamClient) -> None:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from shardyard.model_repo.tensors import MODELS
+from shardyard.model_repo.tensors import MODELS, TEXT_INPUTS
 
 #: Read in the published description of TensorRT-LLM's models.
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "gpu_tensors.json").read_text())
 #: What Shardyard adds, for reasons that model_repo/README.md gives.
 OWN = {"FOLLOWER", "follower", "text_state", "TEXT_STATE", "min_p", "priority", "deadline_ms", "failure", "text_output"}
-OWN |= {"top_p_min", "top_p_decay", "top_p_reset_ids", "early_stopping", "beam_search_diversity_rate"}
+OWN |= {"top_p_min", "top_p_decay", "top_p_reset_ids", "early_stopping", "beam_search_diversity_rate", *TEXT_INPUTS}
 
 
 @pytest.mark.parametrize("model", GOLDEN)
