@@ -341,8 +341,8 @@ def test_text_and_tokens_for_the_engine_itself(endpoint: Endpoint, text: str) ->
 
 def test_long_texts_keep_no_other_request_waiting(endpoint: Endpoint) -> None:
     long = {**GOOD, "text_input": "? " * (MOST_BYTES // 2)}
-    with ThreadPoolExecutor(12) as pool:
-        asked = [pool.submit(_post, endpoint, "ensemble", long) for _ in range(12)]
+    with ThreadPoolExecutor(QUEUE - 1) as pool:
+        asked = [pool.submit(_post, endpoint, "ensemble", long) for _ in range(QUEUE - 1)]
         wait(asked, return_when=FIRST_COMPLETED)  # By then they have all been sent.
         assert _generate(endpoint, "ensemble", max_tokens=1)["text_output"]
         assert not all(each.done() for each in asked), "one after the other, the short one last"
