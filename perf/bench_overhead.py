@@ -3,9 +3,9 @@
 Prompts of one kind go, in one run and in turns, through the engine's own loop in this process, through the model
 ``tensorrt_llm`` over gRPC, through ``ensemble`` and through ``tensorrt_llm_bls``: none twice, since the server would
 know it by then. Client, server and engine share the machine's cores, so what a client costs is in the figures of the
-last three. Machines change while they are measured, so each turn takes all ways, one right after the other, and what a
-way adds is the median of what it added in its turns. The server is up all the time: while the engine is asked alone, it
-idles, which takes about a hundredth of two cores.
+last three. Machines change while they are measured, so each turn takes all ways, one right after the other and then
+back again: a machine that gets slower does so for all. What a way adds is the median of what it added in its turns. The
+server is up all the time: while the engine is asked alone, it idles, which takes about a hundredth of two cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 
 from shardyard.console import Console
-from shardyard.perf.ladder import Ask, Rung, climb, executor_way, model_way, token_model_way
+from shardyard.perf.ladder import Ask, Rung, between, climb, executor_way, model_way, token_model_way
 from shardyard.perf.median import Median, median_of
 from shardyard.perf.program import exit_status
 from shardyard.perf.prompts import PromptMaker, load_tokenizer
@@ -49,8 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("work/bench-overhead"), help="keeps checkpoint and engine")
     parser.add_argument("--shape", default="0.5b", help="a shape of examples/make_checkpoint.py")
     parser.add_argument("--streams", default="1,8,32", help="requests in flight")
-    parser.add_argument("--requests", type=int, default=64, help="requests of each way, one a stream and turn (64)")
-    parser.add_argument("--turns", type=int, default=6, help="turns that there are at least (6)")
+    parser.add_argument("--requests", type=int, default=160, help="requests of each way, two a stream and turn (160)")
+    parser.add_argument("--turns", type=int, default=4, help="turns that there are at least (4)")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32, help="tokens of each answer (32)")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS), help="which to take, beside the engine")
@@ -91,7 +91,7 @@ def _bench(args: argparse.Namespace, console: Console) -> None:
 def _turns(
     asks: Mapping[str, Ask], count: int, args: argparse.Namespace, maker: PromptMaker, console: Console
 ) -> list[Turn]:
-    """Ask so many streams by each way in turns, each time in another order."""
+    """Ask so many streams by each way in turns, each time in another order, and in that back again."""
     rng = random.Random(count)
 
     def prompts() -> list[str]:
@@ -100,12 +100,14 @@ def _turns(
     for ask in asks.values():
         climb(ask, prompts(), count, 2)  # Shapes that the engine has not met yet.
     turns: list[Turn] = []
-    wanted = max(args.turns, math.ceil(args.requests / count))
+    wanted = max(args.turns, math.ceil(args.requests / count / 2))
     with console.progress(f"bench, {count} in flight", wanted) as progress:
         for _ in range(wanted):
             order = list(asks)
             rng.shuffle(order)
-            turns.append({(way, count): climb(asks[way], prompts(), count, args.tokens) for way in order})
+            there = {way: climb(asks[way], prompts(), count, args.tokens) for way in order}
+            back = {way: climb(asks[way], prompts(), count, args.tokens) for way in reversed(order)}
+            turns.append({(way, count): between(there[way], back[way]) for way in order})
             progress()
     return turns
 

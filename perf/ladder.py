@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 from tokenizers import Tokenizer
 from tritonclient.grpc.service_pb2 import ModelInferRequest
@@ -20,7 +20,17 @@ from shardyard.runtime.executor import Executor
 from shardyard.runtime.request import Output, Request
 from shardyard.triton.request import GenerateRequest
 
-__all__ = ["TIMEOUT_S", "Ask", "Rung", "climb", "executor_way", "model_way", "text_message", "token_model_way"]
+__all__ = [
+    "TIMEOUT_S",
+    "Ask",
+    "Rung",
+    "between",
+    "climb",
+    "executor_way",
+    "model_way",
+    "text_message",
+    "token_model_way",
+]
 
 #: Asks for an answer of so many tokens and returns the moment of each chunk, noted by whoever gets it first: to wake up
 #: another thread for each would cost more than what is measured.
@@ -36,6 +46,12 @@ class Rung:
     ttft_s: float
     per_token_s: float
     tokens_per_s: float
+
+
+def between(one: Rung, other: Rung) -> Rung:
+    """Return the means of two."""
+    pairs = zip(astuple(one), astuple(other), strict=True)
+    return Rung(*map(statistics.mean, pairs))
 
 
 def climb(ask: Ask, prompts: Sequence[str], streams: int, tokens: int) -> Rung:

@@ -8,7 +8,7 @@ import pytest
 
 from shardyard.errors import MeasurementError
 from shardyard.perf.bench_overhead import WAYS, overhead_rows, verdicts
-from shardyard.perf.ladder import Rung, climb
+from shardyard.perf.ladder import Rung, between, climb
 
 
 def paced(text: str, tokens: int) -> list[float]:
@@ -33,6 +33,10 @@ def test_a_failed_request_fails_the_measurement() -> None:
     with pytest.raises(MeasurementError) as caught:
         climb(broken, ["a"], streams=1, tokens=2)
     assert "no more" in caught.value.why
+
+
+def test_what_lies_between_two() -> None:
+    assert between(Rung(1.0, 4.0, 10.0), Rung(3.0, 2.0, 40.0)) == Rung(2.0, 3.0, 25.0)
 
 
 def a_turn(slow: float) -> dict[tuple[str, int], Rung]:
