@@ -39,8 +39,9 @@ from shardyard.runtime.scheduler import Policy
 
 __all__ = ["TritonPythonModel"]
 
-#: Seconds between two looks at figures for the metrics.
-METRICS_PERIOD = 0.5
+#: Seconds between two looks at figures for the metrics. One more step adds to dozens of the histograms' counters, and
+#: to write each is a message to Triton, while who reads them does so every few seconds.
+GAUGES_PERIOD, HISTOGRAMS_PERIOD = 0.5, 2.0
 
 #: Seconds that the first token may take: the engine packs its weights at the first step.
 WARM_UP_TIMEOUT = 120.0
@@ -179,12 +180,15 @@ class TritonPythonModel:
             raise LaunchError("the engine cannot generate", why=str(errors[-1]))
 
     def _watch_clients(self) -> None:
-        shown = 0.0
+        shown = counted = 0.0
         while not self._stopping.wait(self._period):
             self._streams.cancel_abandoned()
-            if time.monotonic() - shown > METRICS_PERIOD:
-                shown = time.monotonic()
+            now = time.monotonic()
+            if now - shown > GAUGES_PERIOD:
+                shown = now
                 self._gauges.update(self._executor.stats())
+            if now - counted > HISTOGRAMS_PERIOD:
+                counted = now
                 self._timings.update()
 
 

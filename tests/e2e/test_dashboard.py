@@ -142,7 +142,7 @@ def call(host: str, port: int, method: str, path: str, body: str | None = None) 
 
 @pytest.fixture(scope="module")
 def scrapes(served: Any) -> Scrapes:
-    """Scrapes before and after a few requests, one of them wrong. Figures come twice a second, each rank's alone."""
+    """Scrapes before and after a few requests, one of them wrong. Figures come every half second or two, each alone."""
     at = served.address
     tokens, steps = (
         promql_parser.parse(query) for query in ("shardyard_output_tokens_sum", 'shardyard_rank_times{kind="steps"}')

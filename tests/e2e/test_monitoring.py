@@ -112,7 +112,7 @@ def test_values_are_those_of_the_engine(samples: dict[str, list[dict[str, str]]]
 
 
 def until(happened: Callable[[], bool]) -> None:
-    """Metrics are written twice a second."""
+    """Metrics are written every half second, or every two."""
     deadline = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < deadline
