@@ -385,9 +385,14 @@ def test_a_batch_beyond_the_limit(endpoint: Endpoint, model: str) -> None:
 
 
 def _gauge(endpoint: Endpoint, kind: str) -> float:
-    with urllib.request.urlopen(endpoint.metrics_url, timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    [line] = [line for line in lines if line.startswith("nv_trt_llm") and f'"{kind}"' in line]
+    lines: list[str] = []
+    deadline = time.monotonic() + 10
+    while not lines:  # An endpoint is ready a moment before its first figures.
+        assert time.monotonic() < deadline, kind
+        with urllib.request.urlopen(endpoint.metrics_url, timeout=5) as answer:
+            found = answer.read().decode().splitlines()
+        lines = [line for line in found if line.startswith("nv_trt_llm") and f'"{kind}"' in line]
+    [line] = lines
     return float(line.rpartition(" ")[2])
 
 
@@ -543,7 +548,8 @@ def test_many_streams_with_clients_that_come_and_go(endpoint: Endpoint) -> None:
                     counts.append(len("".join(stream)))
         return counts
 
-    with ThreadPoolExecutor(BATCH + QUEUE - 2) as pool:
+    # Clients that went away hold their places a moment longer than they stay.
+    with ThreadPoolExecutor(BATCH + QUEUE - 4) as pool:
         lengths = [count for counts in pool.map(use, range(BATCH + QUEUE - 2)) for count in counts]
     assert len(lengths) == 16
     assert min(lengths) > 120
