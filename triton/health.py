@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import http.client
 import socket
-import time
 from contextlib import closing
 
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RequestError
 from shardyard.triton.client import GenerateRequest, StreamClient
 
-__all__ = ["Health", "accepts_clients", "is_ready", "probe"]
+__all__ = ["Health", "UnreachableError", "accepts_clients", "is_ready", "probe"]
 
 #: What the probe asks for an answer to.
 PROBE_TEXT = "Hello"
 
-#: Seconds in which the probe must find room among the clients, and between two of its tries.
-_ROOM_TIMEOUT = 10.0
-_ROOM_INTERVAL = 0.1
+
+class UnreachableError(LaunchError):
+    """The endpoint took no question."""
 
 
 class Health:
@@ -69,26 +68,17 @@ def accepts_clients(endpoint: Endpoint, timeout: float = 1.0) -> bool:
 def probe(endpoint: Endpoint, timeout: float) -> None:
     """Generate one token through ``ensemble``: Triton calls itself ready even when its models' engine is dead.
 
-    Clients who are there already may have taken all room (``serve.max_connections``): then it tries again for a while.
-
     Raises:
-        LaunchError: no answer, or a refusal.
+        UnreachableError: no answer; the endpoint may be full of clients (``serve.max_connections``).
+        LaunchError: a refusal.
     """
-    no_room_until = time.monotonic() + min(timeout, _ROOM_TIMEOUT)
-    while True:
-        try:
-            return _generate(endpoint, timeout)
-        except RequestError as error:
-            raise LaunchError(
-                "the endpoint is up but cannot generate", why=f"one token was asked for; the answer: {error.what}"
-            ) from error
-        except LaunchError:
-            if time.monotonic() > no_room_until:
-                raise
-            time.sleep(_ROOM_INTERVAL)
-
-
-def _generate(endpoint: Endpoint, timeout: float) -> None:
-    with StreamClient(endpoint) as client:
-        for _ in client.generate(GenerateRequest(text=PROBE_TEXT, max_tokens=1, timeout_s=timeout)):
-            pass
+    try:
+        with StreamClient(endpoint) as client:
+            for _ in client.generate(GenerateRequest(text=PROBE_TEXT, max_tokens=1, timeout_s=timeout)):
+                pass
+    except RequestError as error:
+        raise LaunchError(
+            "the endpoint is up but cannot generate", why=f"one token was asked for; the answer: {error.what}"
+        ) from error
+    except LaunchError as error:
+        raise UnreachableError(error.what, error.why, error.fix) from error

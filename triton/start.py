@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable
@@ -9,18 +10,21 @@ from collections.abc import Callable
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
 from shardyard.errors import LaunchError, RankError, ShardyardError
-from shardyard.triton.health import accepts_clients, is_ready
+from shardyard.triton.health import UnreachableError, accepts_clients, is_ready
 from shardyard.triton.post_mortem import last_lines, read_log
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.supervisor import Supervisor
 
-__all__ = ["Probe", "wait_until_ready"]
+__all__ = ["Probe", "wait_for_answer", "wait_until_ready"]
 
 #: Asks a ready endpoint for a real answer within so many seconds; raises LaunchError when there is none.
 Probe = Callable[[Endpoint, float], None]
 
 #: Seconds between two questions whether it is ready.
 _INTERVAL = 0.05
+
+#: Seconds in which the probe must find room among the clients, and between two of its tries.
+_ROOM_TIMEOUT, _ROOM_INTERVAL = 10.0, 0.1
 
 _LOADED = re.compile(r"successfully loaded '([^']+)'")
 
@@ -59,12 +63,30 @@ def wait_until_ready(
             advance(len(loaded - seen), f"{len(loaded)} of {models} models loaded")
             seen = loaded
             supervisor.failing.wait(_INTERVAL)
-        try:
-            probe(endpoint, max(1.0, deadline - time.monotonic()))
-        except ShardyardError:
-            _check(supervisor, deadline, timeout)
-            raise
+        wait_for_answer(supervisor, endpoint, timeout, probe, deadline)
         advance(models + 1 - len(seen), "answered")
+
+
+def wait_for_answer(
+    supervisor: Supervisor, endpoint: Endpoint, timeout: float, probe: Probe, deadline: float = math.inf
+) -> None:
+    """Return when ``probe`` got its answer.
+
+    Clients who are there already may have taken all room (``serve.max_connections``): then it tries again for a while.
+
+    Raises:
+        RankError: a rank ended.
+        LaunchError: the time is up, or the probe failed.
+    """
+    no_room_until = time.monotonic() + _ROOM_TIMEOUT
+    while True:
+        try:
+            return probe(endpoint, max(1.0, min(timeout, deadline - time.monotonic())))
+        except ShardyardError as error:
+            _check(supervisor, deadline, timeout)
+            if not isinstance(error, UnreachableError) or time.monotonic() > no_room_until:
+                raise
+        supervisor.failing.wait(_ROOM_INTERVAL)
 
 
 def _check(supervisor: Supervisor, deadline: float, timeout: float) -> None:

@@ -24,6 +24,7 @@ from shardyard.triton.front.room import Room
 from shardyard.triton.health import probe
 from shardyard.triton.request import GenerateRequest
 from shardyard.triton.serve import Server
+from shardyard.triton.start import wait_for_answer
 
 LIVE = "/inference.GRPCInferenceService/ServerLive"
 
@@ -134,8 +135,14 @@ def test_an_endpoint_that_is_full(start: Callable[..., Server]) -> None:
 @pytest.mark.e2e
 def test_the_question_of_a_start_waits_for_room(start: Callable[..., Server]) -> None:
     with ThreadPoolExecutor() as pool, start(1, max_connections=1) as server:
-        with socket.create_connection((server.endpoint.host, server.endpoint.http_port)):
-            asked = pool.submit(probe, server.endpoint, 20)
+        with closing(http.client.HTTPConnection(server.endpoint.host, server.endpoint.http_port, timeout=20)) as taken:
+            status = 0
+            while status != 200:  # The launch's own connections may not have ended yet.
+                taken.request("GET", "/v2/health/live")
+                answer = taken.getresponse()
+                answer.read()
+                status = answer.status
+            asked = pool.submit(wait_for_answer, server.supervisor, server.endpoint, 20, probe)
             with pytest.raises(TimeoutError):
                 asked.result(timeout=0.3)
         asked.result(timeout=20)
