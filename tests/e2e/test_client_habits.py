@@ -97,7 +97,7 @@ def texts(found: list[Any]) -> list[str]:
 def test_a_stream_is_read_piece_by_piece(served: Any, text: str, model: str) -> None:
     pieces = texts(results(served, model, asked(stream=True, exclude_input_in_output=number(False, np.bool_))))
     assert "".join(pieces) == text
-    assert len(pieces) > 5
+    assert len(pieces) > 1
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -151,7 +151,7 @@ def test_a_world_that_is_brought_back(pipeline_folder: Callable[[str], Path], se
         assert metric(served, "shardyard_restarts") == 1
         assert "restart 1 in 1 s" in log(served)
         served.find("shardyard.runtime.worker").kill()
-        assert served.process.wait(timeout=10) == 5
+        assert served.process.wait(timeout=20) == 5
 
 
 def test_the_command_is_shown(pipeline_folder: Callable[[str], Path], shardyard: Any) -> None:

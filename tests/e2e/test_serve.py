@@ -74,7 +74,7 @@ def test_curl_generate(served: Any, text: str) -> None:
 def test_curl_generate_stream(served: Any, text: str) -> None:
     answer = curl(f"http://{served.http}/v2/models/ensemble/generate_stream", ask(stream=True))
     events = [json.loads(line.removeprefix("data: ")) for line in answer.splitlines() if line.startswith("data: ")]
-    assert len(events) > 5
+    assert len(events) > 1
     assert "".join(event["text_output"] for event in events) == text
 
 
@@ -113,7 +113,7 @@ def test_plain_tritonclient_grpc(served: Any, text: str, stream: bool) -> None:
                 break
         client.stop_stream()
     assert "".join(parts) == text
-    assert (len(parts) > 5) == stream
+    assert (len(parts) > 1) == stream
 
 
 def test_plain_tritonclient_http(served: Any, text: str) -> None:

@@ -230,7 +230,7 @@ def test_sequences_in_one_response_and_as_streams(endpoint: Endpoint, model: str
         part = json.loads(line.removeprefix("data: "))
         texts[part["sequence_index"]] += part["text_output"]
     assert texts == alone
-    assert len(lines) > COUNT
+    assert len(lines) > len(alone)
 
 
 @pytest.mark.parametrize("model", ["ensemble", "tensorrt_llm_bls", "ensemble_unary"])
@@ -239,7 +239,7 @@ def test_a_deadline_ends_the_answer(endpoint: Endpoint, model: str) -> None:
     assert "deadline of 0.3 s" in _post(endpoint, model, late)
     if model != "ensemble_unary":
         *pieces, last = _post(endpoint, model, {**late, "stream": True}, "generate_stream").split("data: ")
-        assert len(pieces) > 5
+        assert len(pieces) > 1
         assert "deadline of 0.3 s" in last
     _wait_for(endpoint, "used", lambda blocks: blocks == 0, 5)
 
