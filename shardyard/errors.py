@@ -12,6 +12,7 @@
     ├── ToolchainError                exit 4   a missing, wrong or mismatched tool, library or machine
     ├── LaunchError                   exit 5   a server or MPI world that did not start or did not stay up
     │   ├── RankError                 exit 5   one rank died; carries its number and last lines
+    │   ├── UnreachableError          exit 5   nobody took the question
     │   └── RequestError              exit 5   the endpoint refused or failed a request
     │       └── BusyError             exit 5   it cannot take the request now, and may later
     └── MeasurementError              exit 6   a measurement that missed its bar or cannot be trusted
@@ -35,6 +36,7 @@ __all__ = [
     "RequestError",
     "ShardyardError",
     "ToolchainError",
+    "UnreachableError",
     "UsageError",
 ]
 
@@ -112,6 +114,10 @@ class RankError(LaunchError):
         """Return the three parts, then the rank's last lines."""
         text = super().__str__()
         return f"{text}\nlast lines of rank {self.rank}:\n{self.tail}" if self.tail else text
+
+
+class UnreachableError(LaunchError):
+    """The endpoint took no question: nobody listens there, or it has no room for one more client."""
 
 
 class RequestError(LaunchError):

@@ -7,17 +7,13 @@ import socket
 from contextlib import closing
 
 from shardyard.endpoint import Endpoint
-from shardyard.errors import LaunchError, RequestError
+from shardyard.errors import LaunchError, RequestError, UnreachableError
 from shardyard.triton.client import GenerateRequest, StreamClient
 
-__all__ = ["Health", "UnreachableError", "accepts_clients", "is_ready", "probe"]
+__all__ = ["Health", "accepts_clients", "is_ready", "probe"]
 
 #: What the probe asks for an answer to.
 PROBE_TEXT = "Hello"
-
-
-class UnreachableError(LaunchError):
-    """The endpoint took no question."""
 
 
 class Health:

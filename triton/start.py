@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from shardyard.console import Console
 from shardyard.endpoint import Endpoint
-from shardyard.errors import LaunchError, RankError, ShardyardError
-from shardyard.triton.health import UnreachableError, accepts_clients, is_ready
+from shardyard.errors import LaunchError, RankError, ShardyardError, UnreachableError
+from shardyard.triton.health import accepts_clients, is_ready
 from shardyard.triton.post_mortem import last_lines, read_log
 from shardyard.triton.rank_entry import rank_log
 from shardyard.triton.supervisor import Supervisor

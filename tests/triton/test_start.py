@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from shardyard.endpoint import Endpoint
-from shardyard.errors import LaunchError, RankError
-from shardyard.triton.health import UnreachableError
+from shardyard.errors import LaunchError, RankError, UnreachableError
 from shardyard.triton.start import wait_for_answer
 
 ENDPOINT = Endpoint("127.0.0.1", 1, 2, 3)
